@@ -6,7 +6,9 @@ Shape suffixes: T frames, P pdfs.
 from dataclasses import dataclass, replace
 
 import kaldifst  # must be imported before kaldi_decoder
-import kaldi_decoder as kd  # isort: skip
+
+# isort: split
+import kaldi_decoder as kd
 import numpy as np
 
 from asr_hf.decoding.graph import Graph

@@ -1,0 +1,57 @@
+"""Collect scores into results.json and the table of RESULTS.md.
+
+asr-hf results exp/an4/results.json --add tri --set test --seed 0 --score exp/an4/tri/test/score.json --seconds 41
+asr-hf results exp/an4/results.json --table --markdown recipes/an4/RESULTS.md
+asr-hf results exp/digits/results.json --line "digits test" --system dnn-ce-hf --set test
+"""
+
+import argparse
+from pathlib import Path
+
+from asr_hf.errors import InputError
+from asr_hf.report.results import add_result, find_results, read_results
+from asr_hf.report.tables import text_table, update_markdown
+
+GROUPS: tuple[str, ...] = ()
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("results", metavar="RESULTS_JSON", help="the file of rows; --add makes it")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--add", metavar="SYSTEM", help="add or replace the row of SYSTEM, --set and --seed")
+    what.add_argument("--table", action="store_true", help="print the table of all rows")
+    what.add_argument("--line", metavar="TITLE", help="print 'TITLE WER X.XX %%' of --system on --set")
+    parser.add_argument("--set", help="dev or test")
+    parser.add_argument("--seed", type=int, default=None, help="seed of the system (0 for --add, any for --line)")
+    parser.add_argument("--score", metavar="FILE", help="score.json of the row (--add)")
+    parser.add_argument("--seconds", type=float, metavar="S", help="seconds it took to make the system (--add)")
+    parser.add_argument("--system", help="the system of --line")
+    parser.add_argument(
+        "--markdown", metavar="FILE", help="rewrite the block between the results markers of FILE (--table)"
+    )
+
+
+def run(args: argparse.Namespace, overrides: list[str]) -> None:
+    if overrides:
+        raise InputError(f"'{overrides[0]}': asr-hf results takes no options of that kind", "See --help.")
+    needed = {"add": ("set", "score", "seconds"), "line": ("system", "set"), "table": ()}
+    action = "add" if args.add is not None else "line" if args.line is not None else "table"
+    for name in needed[action]:
+        if getattr(args, name) is None:
+            raise InputError(f"--{action} needs --{name}", "asr-hf results --help shows an example.")
+    if args.markdown is not None and action != "table":
+        raise InputError(f"--markdown does not go with --{action}", "Use it with --table.")
+    if action == "add":
+        row = add_result(args.results, args.add, args.set, args.seed or 0, args.score, args.seconds)
+        print(text_table([row]))
+        return
+    rows = read_results(args.results)
+    if not rows:
+        raise InputError(f"{Path(args.results)} holds no results", "Add rows with --add first.")
+    if action == "line":
+        last = find_results(rows, args.system, args.set, args.seed)[-1]
+        print(f"{args.line} WER {last.wer:.2f} %")
+    else:
+        print(text_table(rows))
+        if args.markdown is not None:
+            update_markdown(args.markdown, rows)
