@@ -1,0 +1,77 @@
+#!/usr/bin/env bash
+# CMU AN4: letters, digits and commands, read by 84 people; from the published corpus to word error rates.
+#
+#   AN4_ROOT=…/an4_sphere.tar.gz recipes/an4/run.sh [--fold K] [--stage N] [--stop-stage M] [--nj N] [--ranks N] …
+#
+# AN4_ROOT is the tarball or the folder an4. Everything goes to exp/an4 (a fold's to exp/an4-fold<K>): data, features,
+# models, decode/<system>/<set>/report.txt, results.json, RESULTS.md.
+#
+#   --fold K        1 to 4: one of four speaker-disjoint folds over all 1,078 utterances (default: the official split)
+#
+set -euo pipefail
+[[ -z ${AN4_ROOT:-} ]] || AN4_ROOT=$(realpath "$AN4_ROOT")
+export AN4_ROOT
+corpus=an4 fold='' own_options=fold
+source "$(dirname "${BASH_SOURCE[0]}")/../common.sh"
+parse_options "$@"
+
+data=$dir/data mfcc=$dir/mfcc fbank=$dir/fbank lang=$dir/lang
+
+# prepare FOLD
+prepare() {
+  python recipes/an4/prepare.py "$data" ${1:+--fold "$1"}
+  for subset in train heldout dev test; do
+    asr-hf validate "$data/$subset" --lexicon "$data/lexicon.txt"
+  done
+}
+
+features() {
+  for subset in train heldout dev test; do
+    asr-hf features "$data/$subset" "$mfcc/$subset" --jobs "$nj" features=mfcc
+    asr-hf features "$data/$subset" "$fbank/$subset" --jobs "$nj" features=fbank
+  done
+  join_feats "$mfcc/train+heldout" "$mfcc/train" "$mfcc/heldout"
+  join_feats "$fbank/train+heldout" "$fbank/train" "$fbank/heldout"
+}
+
+make_lang() { asr-hf lang "$lang" --lexicon "$data/lexicon.txt" --text "$mfcc/train+heldout/text"; }
+
+monophone() {
+  asr-hf mono "$mfcc/train+heldout" "$lang" "$dir/mono" --jobs "$nj"
+  asr-hf graph "$lang" "$dir/mono" "$dir/graph-mono"
+}
+
+triphone() {
+  asr-hf tri "$mfcc/train+heldout" "$lang" "$dir/mono" "$dir/tri" --jobs "$nj"
+  asr-hf graph "$lang" "$dir/tri" "$dir/graph-tri"
+}
+
+# neural RANKS NAME OVERRIDE…
+neural() {
+  local ranks=$1 run=$dir/$2
+  shift 2
+  $resume || rm -rf "$run"
+  mpi "$ranks" asr-hf train "$run" corpus.train="$fbank/train" corpus.heldout="$fbank/heldout" \
+    corpus.alignments="$dir/tri" "$@"
+}
+hessian_free() { neural "$ranks" dnn-ce-hf optimizer=hf training.seed="$1"; }
+first_order() { neural 1 "dnn-ce-$1" optimizer="$1" training.seed="$2"; }
+
+realign() { asr-hf align "$fbank/train+heldout" "$lang" "$dir/dnn-ce-hf" "$dir/ali-dnn-ce-hf"; }
+
+scoring="  tune on dev, decode and score dev and test"
+stage 0 "find the corpus, cut it, validate it" prepare "$fold"
+stage 1 "features: MFCC and filterbank" features
+stage 2 "lexicon, n-gram" make_lang
+stage 3 "monophone GMM: flat start, decoding graph" monophone
+stage 4 "$scoring" evaluate 3 mono "$dir/mono" "$dir/graph-mono" "$mfcc"
+stage 5 "triphone GMM: tree, decoding graph" triphone
+stage 6 "$scoring" evaluate 5 tri "$dir/tri" "$dir/graph-tri" "$mfcc"
+stage 7 "DNN by Hessian-free, $ranks MPI ranks" hessian_free "$seed"
+stage 8 "$scoring" evaluate 7 dnn-ce-hf "$dir/dnn-ce-hf" "$dir/graph-tri" "$fbank"
+stage 9 "DNN by SGD with momentum" first_order sgd "$seed"
+stage 10 "$scoring" evaluate 9 dnn-ce-sgd "$dir/dnn-ce-sgd" "$dir/graph-tri" "$fbank"
+stage 11 "DNN by Adam" first_order adam "$seed"
+stage 12 "$scoring" evaluate 11 dnn-ce-adam "$dir/dnn-ce-adam" "$dir/graph-tri" "$fbank"
+stage 13 "realignment with the Hessian-free DNN" realign
+stage 14 "table of results" write_table
