@@ -10,6 +10,7 @@ import os
 import sys
 from types import ModuleType
 
+from asr_hf.cluster.launch import launched_ranks, run_on_ranks
 from asr_hf.errors import InputError
 
 # command -> one line for `asr-hf --help`; the module asr_hf.cli.<command with _> holds the rest.
@@ -72,6 +73,8 @@ def run(argv: list[str]) -> None:
         return
     if argv[0] not in COMMANDS:
         raise InputError(f"unknown command '{argv[0]}'", "asr-hf --help lists the commands.")
+    if launched_ranks() > 1 and argv[0] != "train":
+        raise InputError(f"asr-hf {argv[0]} runs on one process", "Start it without mpiexec; --jobs N makes it parallel.")
     module = load(argv[0])
     words, overrides = split_overrides(argv[1:])
     from asr_hf.cli.config import options_help
@@ -89,24 +92,15 @@ def run(argv: list[str]) -> None:
     module.run(parser.parse_args(words), overrides)
 
 
-def launched_ranks() -> int:
-    """Number of MPI ranks that the launcher started this process among (1 without a launcher)."""
-    for name in ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "PMIX_SIZE", "MPI_LOCALNRANKS"):
-        if os.environ.get(name, "").isdigit():
-            return int(os.environ[name])
-    return 1
-
-
 def main() -> None:
     """Entry point of the console command `asr-hf`."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # one thread per rank or job: two on contended cores are slower
     os.environ.setdefault("MKL_NUM_THREADS", os.environ["OMP_NUM_THREADS"])
     argv = sys.argv[1:]
-    ranks = launched_ranks()
-    if ranks > 1:
-        from asr_hf.cluster.launch import run_on_ranks
+    if launched_ranks() > 1:
+        from asr_hf.training.run import work
 
-        run_on_ranks(lambda: run(argv), only_on_master=not (argv and argv[0] == "train"))
+        run_on_ranks(lambda: run(argv), work)
         return
     try:
         run(argv)

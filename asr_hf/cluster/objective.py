@@ -1,0 +1,102 @@
+"""ClusterObjective: the face of an Objective, summed over MPI ranks by their master."""
+
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from asr_hf.cluster.protocol import HEADER, Command, write_sample
+from asr_hf.cluster.ranks import Ranks
+from asr_hf.cluster.worker import Station
+from asr_hf.data.plan import Sample
+from asr_hf.objective.evaluator import Evaluator, Share
+from asr_hf.objective.local import LocalObjective
+
+
+class ClusterObjective(LocalObjective):
+    """The Objective of the master: tells the workers, does its own share, and sums.
+
+    Args:
+        ranks: the communicator; the other ranks are in `worker.serve`.
+        evaluator, bad_share, say: as for LocalObjective.
+        dedicated_master: rank 0 is dealt no minibatches.
+    """
+
+    def __init__(
+        self,
+        ranks: Ranks,
+        evaluator: Evaluator,
+        dedicated_master: bool = False,
+        bad_share: float = 0.01,
+        say: Callable[[str], None] = print,
+    ) -> None:
+        super().__init__(evaluator, bad_share, say)
+        self.ranks = ranks
+        self._station = Station(ranks, evaluator, dedicated_master)
+        self._number = 0
+        self._handle = 0
+        self._theta: torch.Tensor | None = None
+
+    def stop(self) -> None:
+        """Let the workers go; the objective cannot be used afterwards."""
+        self._tell(Command.STOP)
+
+    def _tell(self, command: Command, sample: Sample | None = None, **fields: int) -> None:
+        self._number += 1
+        header = np.zeros(1, dtype=HEADER)
+        header["number"], header["command"] = self._number, command
+        for name, value in fields.items():
+            header[name] = value
+        if sample is not None:
+            write_sample(header, sample)
+        self.ranks.broadcast(header)
+
+    def _evaluate(self, command: Command, theta_N: torch.Tensor, sample: Sample) -> Share:
+        begin = time.perf_counter()
+        fresh = self._theta is None or not torch.equal(self._theta, theta_N)
+        left_out = np.array(sorted(self._left_out), dtype=np.int64)
+        self._tell(command, sample, theta_follows=int(fresh), left_out=len(left_out))
+        if len(left_out):
+            self.ranks.broadcast(left_out)
+        if fresh:
+            self._theta = theta_N.clone()
+            self.ranks.broadcast(self._theta.cpu().numpy())
+            self.account.vectors += 1
+        share, work = self._station.evaluate(command, self._number, theta_N, sample, self._left_out)
+        self._enter(work, time.perf_counter() - begin)
+        self.account.vectors += share.vector is not None
+        if self.ranks.broadcast_flag(bool(work[:, 2].any())):
+            share.bad.update(*self.ranks.gather_objects(share.bad))
+        return share
+
+    def _enter(self, work: np.ndarray, elapsed: float) -> None:
+        """Account for every rank's work; what the master did not compute was communication and waiting."""
+        for rank, (frames, seconds, _) in enumerate(work):
+            self.account.worked(rank, int(frames), float(seconds))
+        self.account.seconds["communication"] += max(0.0, elapsed - float(work[0, 1]))
+
+    def _losses(self, theta_N: torch.Tensor, sample: Sample) -> Share:
+        return self._evaluate(Command.LOSS, theta_N, sample)
+
+    def _gradient(self, theta_N: torch.Tensor, sample: Sample) -> Share:
+        return self._evaluate(Command.GRADIENT, theta_N, sample)
+
+    def _open(self, theta_N: torch.Tensor, sample: Sample) -> Share:
+        share = self._evaluate(Command.LINEARIZE, theta_N, sample)
+        self._handle = self._number
+        return share
+
+    def _product(self, v_N: torch.Tensor, matrix: str) -> torch.Tensor:
+        begin = time.perf_counter()
+        self._tell(Command.PRODUCT, handle=self._handle, matrix=self.evaluator.criterion.matrices.index(matrix))
+        self.ranks.broadcast(v_N.contiguous().cpu().numpy())
+        product, work = self._station.product(self._handle, v_N, matrix)
+        self._enter(work, time.perf_counter() - begin)
+        self.account.vectors += 2
+        return product
+
+    def _close(self) -> None:
+        self._tell(Command.CLOSE)
+        self._station.close()
+        self._handle = 0

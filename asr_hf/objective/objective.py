@@ -1,0 +1,115 @@
+"""The Objective protocol: θ and a sample in, sums with their frame counts out. Optimisers see nothing else.
+
+θ, g and every product are float32 vectors (N,) on `objective.device`; L, g and Gv are sums over frames and the optimiser
+divides by the frames, once: L/frames, g/frames, Gv/frames.
+"""
+
+import math
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+
+from asr_hf.data.plan import Sample
+from asr_hf.objective.layout import Layout
+
+PHASES = ("gradient", "linearisation", "products", "evaluation", "communication")
+
+
+@dataclass(frozen=True)
+class Sum:
+    """A loss summed over frames (nats; +∞ where an utterance was not finite), and the frames it covers."""
+
+    value: float
+    frames: int
+
+    @property
+    def mean(self) -> float:
+        return self.value / self.frames if self.frames else math.inf
+
+
+@dataclass(frozen=True)
+class VectorSum:
+    """A vector (N,) summed over frames, the loss that was found on the way, and the frames both cover."""
+
+    vector: torch.Tensor
+    value: float
+    frames: int
+
+
+@dataclass
+class Account:
+    """Where the seconds went, and what was done: the columns of the log.
+
+    Attributes:
+        seconds: per phase of PHASES, wall seconds of this process.
+        vectors: number of vectors (N,) sent or reduced between ranks.
+        rank_frames, rank_seconds: per rank, frames evaluated and seconds spent computing.
+    """
+
+    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PHASES, 0.0))
+    vectors: int = 0
+    rank_frames: list[int] = field(default_factory=list)
+    rank_seconds: list[float] = field(default_factory=list)
+
+    @contextmanager
+    def measure(self, phase: str) -> Iterator[None]:
+        """Add the wall seconds of the block to a phase, less what inner blocks added to others."""
+        begin, before = time.perf_counter(), sum(self.seconds.values())
+        try:
+            yield
+        finally:
+            inner = sum(self.seconds.values()) - before
+            self.seconds[phase] += time.perf_counter() - begin - inner
+
+    def worked(self, rank: int, frames: int, seconds: float) -> None:
+        self.rank_frames += [0] * (rank + 1 - len(self.rank_frames))
+        self.rank_seconds += [0.0] * (rank + 1 - len(self.rank_seconds))
+        self.rank_frames[rank] += frames
+        self.rank_seconds[rank] += seconds
+
+
+class Linearisation(Protocol):
+    """J, M and the sample, fixed at one θ; products may be asked for until it is closed."""
+
+    frames: int
+
+    def product(self, v_N: torch.Tensor, matrix: str = "gauss_newton") -> torch.Tensor:
+        """JᵀMJ·v summed over the frames of the sample (N,); raises RuntimeError once closed."""
+        ...
+
+
+class Objective(Protocol):
+    """What an optimiser may ask; LocalObjective and ClusterObjective have this one face."""
+
+    layout: Layout
+    device: torch.device
+    frame_model: bool
+    account: Account
+
+    def begin_update(self) -> None:
+        """Forget which utterances were left out: a new update begins."""
+        ...
+
+    def frames(self, subset: str) -> int:
+        """Frames of a subset."""
+        ...
+
+    def minibatches(self, sample: Sample) -> int:
+        """Number of minibatches in the plan of a sample."""
+        ...
+
+    def loss(self, theta_N: torch.Tensor, sample: Sample) -> Sum:
+        """L(θ) on the sample; +∞ where an utterance's loss is not finite."""
+        ...
+
+    def gradient(self, theta_N: torch.Tensor, sample: Sample) -> VectorSum:
+        """∇L(θ) on the sample; utterances that turn non-finite are named and left out, with their frames."""
+        ...
+
+    def linearize(self, theta_N: torch.Tensor, sample: Sample) -> AbstractContextManager[Linearisation]:
+        """Fix θ, sample, J and the criterion's caches for any number of products."""
+        ...

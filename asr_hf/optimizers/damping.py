@@ -1,0 +1,38 @@
+"""Levenberg-Marquardt damping: λ per frame follows how well the quadratic model predicted the loss."""
+
+import math
+from dataclasses import dataclass
+
+from asr_hf.options import option, require
+
+
+@dataclass
+class DampingOptions:
+    """Levenberg-Marquardt damping."""
+
+    initial: float = option(1.0, "λ per frame at the start; about 1-4 from random weights, 0.1 after a first-order epoch")
+    drop: float = option(2 / 3, "factor of λ when ρ > high_rho: the quadratic model is trusted more")
+    boost: float = option(3 / 2, "factor of λ when ρ < low_rho or the update is rejected")
+    low_rho: float = option(0.25, "ρ below which λ is raised")
+    high_rho: float = option(0.75, "ρ above which λ is lowered")
+    smallest: float = option(1e-6, "floor of λ")
+    largest: float = option(1e6, "ceiling of λ")
+
+    def __post_init__(self) -> None:
+        require(0 < self.smallest <= self.initial <= self.largest, "damping.initial", self.initial, "must lie in bounds")
+        require(0 < self.drop <= 1, "damping.drop", self.drop, "must lie in (0, 1]")
+        require(self.boost >= 1, "damping.boost", self.boost, "must be at least 1")
+        require(0 <= self.low_rho < self.high_rho, "damping.low_rho", self.low_rho, "must lie below high_rho")
+
+    def after(self, damping: float, rho: float | None) -> float:
+        """λ after an update with reduction ratio ρ; ρ None (the model predicted nothing to speak of) leaves it.
+
+        Source: Martens (2010), section 4.1, and Kingsbury et al. (2012), algorithm 1.
+        """
+        if rho is None:
+            return damping
+        if rho < self.low_rho or not math.isfinite(rho):
+            return min(self.largest, damping * self.boost)
+        if rho > self.high_rho:
+            return max(self.smallest, damping * self.drop)
+        return damping

@@ -1,0 +1,238 @@
+"""The baselines: SGD with momentum and Adam on shuffled frames, with the newbob schedule on the held-out loss."""
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from asr_hf.data.plan import Sample
+from asr_hf.objective.objective import Account, Objective
+from asr_hf.optimizers.hf import heldout_sample
+from asr_hf.optimizers.optimizer import State, StepReport
+from asr_hf.options import option, require
+from asr_hf.solvers.vectors import norm
+
+
+@dataclass
+class FirstOrderOptions:
+    """What SGD and Adam share."""
+
+    rate: float = option(0.1, "learning rate at the start")
+    epochs: int = option(20, "largest number of epochs")
+    minibatch_frames: int = option(256, "frames per minibatch")
+    minibatches_per_step: int = option(1, "minibatches per step; ranks beyond this number idle")
+    weight_decay: float = option(0.0, "ω of the penalty ½ω‖θ‖² per frame")
+    newbob_start: float = option(0.005, "relative fall of held-out loss in an epoch below which the rate starts to halve")
+    newbob_stop: float = option(0.001, "relative fall of held-out loss in an epoch below which a halving run ends")
+    clip: float = option(5.0, "largest ‖gradient‖ per frame; a larger one is scaled down to it")
+
+    def __post_init__(self) -> None:
+        for name in ("rate", "clip"):
+            require(getattr(self, name) > 0, f"optimizer.{name}", getattr(self, name), "must be positive")
+        for name in ("epochs", "minibatch_frames", "minibatches_per_step"):
+            require(getattr(self, name) >= 1, f"optimizer.{name}", getattr(self, name), "must be at least 1")
+        for name in ("weight_decay", "newbob_start", "newbob_stop"):
+            require(getattr(self, name) >= 0, f"optimizer.{name}", getattr(self, name), "must not be negative")
+
+
+@dataclass
+class SgdOptions(FirstOrderOptions):
+    """Stochastic gradient descent with momentum."""
+
+    momentum: float = option(0.9, "share of the last step that is added to the next")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(0 <= self.momentum < 1, "optimizer.momentum", self.momentum, "must lie in [0, 1)")
+
+    def start(self, theta: torch.Tensor, seed: int) -> "FirstOrder":
+        state = FirstOrderState(theta, best=theta.clone(), rate=self.rate, first=torch.zeros_like(theta))
+        return Sgd(self, state, seed)
+
+
+@dataclass
+class AdamOptions(FirstOrderOptions):
+    """Adam (Kingma and Ba 2015)."""
+
+    rate: float = option(1e-3, "learning rate at the start")
+    beta1: float = option(0.9, "decay of the mean of the gradient")
+    beta2: float = option(0.999, "decay of the mean of its square")
+    epsilon: float = option(1e-8, "added to the root of the mean square")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("beta1", "beta2"):
+            require(0 <= getattr(self, name) < 1, f"optimizer.{name}", getattr(self, name), "must lie in [0, 1)")
+        require(self.epsilon > 0, "optimizer.epsilon", self.epsilon, "must be positive")
+
+    def start(self, theta: torch.Tensor, seed: int) -> "FirstOrder":
+        state = FirstOrderState(
+            theta, best=theta.clone(), rate=self.rate, first=torch.zeros_like(theta), second=torch.zeros_like(theta)
+        )
+        return Adam(self, state, seed)
+
+
+@dataclass
+class FirstOrderState(State):
+    """What a first-order method remembers.
+
+    Attributes:
+        best: parameters (N,) with the lowest held-out loss so far, and that loss.
+        rate: learning rate; halving: whether newbob has begun to halve it.
+        first, second: momentum or first moment, second moment (N,).
+        steps: steps done; position: minibatches of the running epoch that are done.
+        loss_sum, frames, norm_sum: of the running epoch, for its row of the log.
+    """
+
+    best: torch.Tensor = field(default_factory=lambda: torch.empty(0))
+    best_heldout: float = math.inf
+    heldout: float = math.nan
+    rate: float = 0.0
+    halving: bool = False
+    first: torch.Tensor = field(default_factory=lambda: torch.empty(0))
+    second: torch.Tensor = field(default_factory=lambda: torch.empty(0))
+    steps: int = 0
+    position: int = 0
+    loss_sum: float = 0.0
+    frames: int = 0
+    norm_sum: float = 0.0
+
+
+class FirstOrder:
+    """A first-order method in the middle of a run; subclasses move θ.
+
+    Args:
+        options, state, seed: as configured; the seed orders the frames of each epoch.
+    """
+
+    options: FirstOrderOptions
+    pause_after = math.inf  # seconds after which `step` returns None within an epoch, so that a checkpoint can be written
+
+    def __init__(self, options: FirstOrderOptions, state: FirstOrderState, seed: int) -> None:
+        self.options, self.state, self.seed = options, state, seed
+        self._account: Account | None = None
+        self._elapsed = 0.0
+
+    def move(self, gradient: torch.Tensor) -> None:
+        """One step on θ with a gradient per frame (N,)."""
+        raise TypeError("FirstOrder is abstract: start it from SgdOptions or AdamOptions")
+
+    def view(self) -> str:
+        o = self.options
+        return (
+            f"{type(self).__name__}: rate {o.rate:g}, at most {o.epochs} epochs, {o.minibatches_per_step} × "
+            f"{o.minibatch_frames} frames a step, newbob {o.newbob_start:g}/{o.newbob_stop:g}"
+        )
+
+    def best(self) -> torch.Tensor:
+        return self.state.best
+
+    def step(self, objective: Objective) -> StepReport | None:
+        """Go on with the epoch; its report when it is over, None when `pause_after` seconds are up before."""
+        begin, state = time.perf_counter(), self.state
+        if self._account is None:
+            self._account, self._elapsed = Account(), 0.0
+        objective.account = self._account
+        if math.isnan(state.heldout):
+            state.heldout = state.best_heldout = self._heldout(objective)
+        epoch = self._epoch(0, 0)
+        count = objective.minibatches(epoch)
+        while state.position < count:
+            self._one_step(objective, min(self.options.minibatches_per_step, count - state.position))
+            if time.perf_counter() - begin > self.pause_after and state.position < count:
+                self._elapsed += time.perf_counter() - begin
+                return None
+        report = self._end_epoch(objective, count)
+        report.add_account(self._account, self._elapsed + time.perf_counter() - begin)
+        self._account = None
+        return report
+
+    def _one_step(self, objective: Objective, minibatches: int) -> None:
+        state, options = self.state, self.options
+        objective.begin_update()
+        answer = objective.gradient(state.theta, self._epoch(state.position, minibatches))
+        state.position += minibatches
+        state.steps += 1
+        if not answer.frames:
+            return
+        gradient = answer.vector.div_(answer.frames)
+        if options.weight_decay:
+            gradient.add_(state.theta, alpha=options.weight_decay)
+        length = norm(gradient)
+        if length > options.clip:
+            gradient.mul_(options.clip / length)
+        self.move(gradient)
+        state.loss_sum += answer.value
+        state.frames += answer.frames
+        state.norm_sum += length
+
+    def _end_epoch(self, objective: Objective, minibatches: int) -> StepReport:
+        """Held-out loss, and newbob: halve the rate each epoch once an epoch gains too little, then stop."""
+        state, options = self.state, self.options
+        before, state.heldout = state.best_heldout, self._heldout(objective)
+        gain = (before - state.heldout) / before if math.isfinite(state.heldout) else -math.inf
+        steps = math.ceil(minibatches / options.minibatches_per_step)
+        report = StepReport(
+            state.update + 1,
+            gain > 0,
+            state.loss_sum / max(1, state.frames),
+            state.heldout,
+            state.norm_sum / max(1, steps),
+            state.rate,
+            note=f"{steps} steps",
+        )
+        if gain > 0:
+            state.best, state.best_heldout = state.theta.clone(), state.heldout
+        else:  # as in newbob of Kaldi's nnet1: go on from the best
+            state.theta = state.best.clone()
+            state.first.zero_()
+            report.note += "; held-out loss rose, back to the best"
+        if state.halving and gain < options.newbob_stop:
+            state.finished = f"newbob: held-out loss fell by less than {options.newbob_stop:g} of itself"
+        state.halving = state.halving or gain < options.newbob_start
+        if state.halving:
+            state.rate *= 0.5
+        state.update += 1
+        state.position, state.loss_sum, state.frames, state.norm_sum = 0, 0.0, 0, 0.0
+        if not state.finished and state.update >= options.epochs:
+            state.finished = f"all {options.epochs} epochs are done"
+        return report
+
+    def _epoch(self, first: int, count: int) -> Sample:
+        return Sample(
+            "train", "frames", 1.0, self.options.minibatch_frames, False, self.seed, self.state.update, "epoch", first, count
+        )
+
+    def _heldout(self, objective: Objective) -> float:
+        return objective.loss(self.state.theta, heldout_sample(objective, 2048)).mean
+
+
+class Sgd(FirstOrder):
+    """Stochastic gradient descent with momentum: v ← μv − εg, θ ← θ + v."""
+
+    def __init__(self, options: SgdOptions, state: FirstOrderState, seed: int) -> None:
+        super().__init__(options, state, seed)
+        self.momentum = options.momentum
+
+    def move(self, gradient: torch.Tensor) -> None:
+        state = self.state
+        state.first.mul_(self.momentum).sub_(gradient, alpha=state.rate)
+        state.theta = state.theta + state.first
+
+
+class Adam(FirstOrder):
+    """Adam: θ ← θ − ε·m̂/(√v̂ + ϵ) with bias-corrected moments (Kingma and Ba 2015, algorithm 1)."""
+
+    def __init__(self, options: AdamOptions, state: FirstOrderState, seed: int) -> None:
+        super().__init__(options, state, seed)
+        self.betas, self.epsilon = (options.beta1, options.beta2), options.epsilon
+
+    def move(self, gradient: torch.Tensor) -> None:
+        state, (beta1, beta2) = self.state, self.betas
+        state.first.mul_(beta1).add_(gradient, alpha=1 - beta1)
+        state.second.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
+        rate = state.rate / (1 - beta1**state.steps)
+        root = state.second.sqrt().div_(math.sqrt(1 - beta2**state.steps)).add_(self.epsilon)
+        state.theta = torch.addcdiv(state.theta, state.first, root, value=-rate)

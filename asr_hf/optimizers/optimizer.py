@@ -1,0 +1,96 @@
+"""The seam of the optimisers: Objective + own state → the next θ and a StepReport."""
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+
+from asr_hf.objective.objective import Account, Objective
+
+
+@dataclass
+class StepReport:
+    """One row of the log.
+
+    Attributes:
+        update: number of the update, from 1 (first-order methods: the epoch).
+        accepted: whether θ moved.
+        loss, heldout: mean loss per frame on the training sample before, and on held-out after the update (nats).
+        gradient_norm: ‖g/frames‖₂ before the update.
+        step: factor of the direction that was taken (first-order methods: the learning rate).
+        note: why the update went as it did, a sentence for people.
+        damping, rho, cg_iterations, cg_stop: of second-order methods.
+        seconds: per phase (gradient, linearisation, products, evaluation, communication, vectors) and "total".
+        vectors: vectors (N,) sent or reduced between ranks.
+        rank_frames, rank_seconds: per rank.
+    """
+
+    update: int
+    accepted: bool
+    loss: float
+    heldout: float
+    gradient_norm: float
+    step: float
+    note: str = ""
+    damping: float | None = None
+    rho: float | None = None
+    cg_iterations: int | None = None
+    cg_stop: str | None = None
+    seconds: dict[str, float] = field(default_factory=dict)
+    vectors: int = 0
+    rank_frames: list[int] = field(default_factory=list)
+    rank_seconds: list[float] = field(default_factory=list)
+
+    def add_account(self, account: Account, elapsed: float) -> None:
+        """Enter an account of this step; what no phase took is the optimiser's own vector algebra."""
+        seconds = dict(account.seconds)
+        seconds["vectors"] = max(0.0, elapsed - sum(seconds.values()))
+        seconds["total"] = elapsed
+        self.seconds = {phase: round(value, 4) for phase, value in seconds.items()}
+        self.vectors = account.vectors
+        self.rank_frames = list(account.rank_frames)
+        self.rank_seconds = [round(value, 4) for value in account.rank_seconds]
+
+
+@dataclass
+class State:
+    """Everything that an optimiser must remember over a crash; subclasses add tensors (N,), numbers, lists of numbers.
+
+    Attributes:
+        theta: the parameters (N,).
+        update: updates (first-order: whole epochs) done.
+        finished: why the run is over, empty while it is not.
+    """
+
+    theta: torch.Tensor
+    update: int = 0
+    finished: str = ""
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """The tensors, by field name."""
+        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return {name: value for name, value in fields.items() if isinstance(value, torch.Tensor)}
+
+    def scalars(self) -> dict[str, Any]:
+        """Everything else, by field name, as JSON can hold it."""
+        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return {name: value for name, value in fields.items() if not isinstance(value, torch.Tensor)}
+
+
+class Optimizer(Protocol):
+    """An optimiser in the middle of a run."""
+
+    state: State
+
+    def view(self) -> str:
+        """The method as configured, in a few lines."""
+        ...
+
+    def step(self, objective: Objective) -> StepReport | None:
+        """Do one update (first-order: at most one epoch, less if the time is up, then None is returned)."""
+        ...
+
+    def best(self) -> torch.Tensor:
+        """The parameters to keep when the run is over (N,)."""
+        ...

@@ -1,0 +1,225 @@
+"""A training run: from options to a finished MODEL folder, through checkpoints, on one process or many ranks."""
+
+import math
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from asr_hf.cluster.launch import launched_ranks
+from asr_hf.errors import InputError, OptionError
+from asr_hf.models.acoustic import AcousticModel
+from asr_hf.models.saved import load_model, log_prior, save_model
+from asr_hf.objective.evaluator import Evaluator
+from asr_hf.objective.local import LocalObjective
+from asr_hf.optimizers.optimizer import Optimizer
+from asr_hf.options import option, require
+from asr_hf.training.checkpoint import restore_latest, write_checkpoint
+from asr_hf.training.corpus import Corpus, load_corpus
+from asr_hf.training.monitor import Monitor
+
+Options = dict[str, Any]  # config group -> its options
+
+
+@dataclass
+class TrainingOptions:
+    """How a run is started, saved and finished."""
+
+    seed: int = option(0, "seed of initial weights, samples and orders")
+    init: str = option("", "MODEL folder to start from instead of random weights")
+    checkpoint_seconds: float = option(300.0, "seconds between checkpoints within an epoch of a first-order method")
+    keep_checkpoints: int = option(2, "checkpoints that are kept")
+    prior_floor: float = option(1e-5, "smallest prior of a pdf: rarer pdfs get this share of the frames")
+    bad_share: float = option(0.01, "largest share of utterances that may turn non-finite in an update")
+
+    def __post_init__(self) -> None:
+        require(self.seed >= 0, "training.seed", self.seed, "must not be negative")
+        require(self.checkpoint_seconds > 0, "training.checkpoint_seconds", self.checkpoint_seconds, "must be positive")
+        require(self.keep_checkpoints >= 1, "training.keep_checkpoints", self.keep_checkpoints, "must be at least 1")
+        require(0 < self.prior_floor < 1, "training.prior_floor", self.prior_floor, "must lie in (0, 1)")
+        require(0 <= self.bad_share <= 1, "training.bad_share", self.bad_share, "must lie in [0, 1]")
+
+
+@dataclass(frozen=True)
+class Task:
+    """What the master hands to the workers once: the options, from which they build the same evaluator."""
+
+    options: Options
+
+
+def work(task: object) -> None:
+    """A worker's whole life in a run: build the evaluator and obey the master."""
+    from asr_hf.cluster.ranks import Ranks
+    from asr_hf.cluster.worker import serve
+
+    assert isinstance(task, Task)
+    torch.set_num_threads(task.options["cluster"].threads)
+    corpus = _load(task.options, check=False)
+    _, evaluator = _build(task.options, corpus)
+    serve(Ranks(), evaluator, task.options["cluster"].dedicated_master)
+
+
+def train(run_dir: Path, options: Options, config_yaml: str) -> str:
+    """Train, or go on where an unfinished run stopped.
+
+    Args:
+        run_dir: the RUN folder.
+        options: {group: options} of corpus, model, criterion, optimizer, cluster and training.
+        config_yaml: the resolved configuration as text, saved with the run.
+
+    Returns:
+        A sentence that says how the run ended.
+
+    Raises:
+        InputError: bad options or data, or a run folder that belongs to other options.
+    """
+    if _is_finished(run_dir, config_yaml):
+        return f"{run_dir} is finished already; remove it to train anew"
+    torch.set_num_threads(options["cluster"].threads)
+    settings: TrainingOptions = options["training"]
+    corpus = _load(options, check=True)
+    model, evaluator = _build(options, corpus)
+    theta = evaluator.layout.flatten(dict(model.named_parameters())).detach().clone()
+    if settings.init:
+        theta = _initial(settings.init, model, evaluator)
+    optimizer: Optimizer = options["optimizer"].start(theta, settings.seed)
+    layout = evaluator.layout.to_json()
+    restored = restore_latest(run_dir / "checkpoints", optimizer.state, layout)
+    if restored:
+        print(f"resuming {run_dir} after update {optimizer.state.update}, from {restored}", flush=True)
+    else:
+        print(f"starting a new run in {run_dir}", flush=True)
+    _save_config(run_dir, config_yaml)
+    objective, let_go = _objective(options, evaluator)
+    try:
+        train_sum, heldout_sum = objective.frames("train"), objective.frames("heldout")
+        print(
+            f"{len(corpus.sets['train'].ids)} utterances, {train_sum:,} frames; held-out {heldout_sum:,} frames; "
+            f"{corpus.num_pdfs} pdfs; {evaluator.layout.size:,} parameters; {launched_ranks()} ranks\n{optimizer.view()}"
+        )
+        monitor = Monitor(run_dir, optimizer.state.update)
+        _loop(run_dir, objective, optimizer, monitor, settings, layout)
+        monitor.close()
+    finally:
+        let_go()
+    _finish(run_dir, model, evaluator, optimizer, options, corpus)
+    return f"finished: {optimizer.state.finished}. Model in {run_dir}"
+
+
+def _loop(
+    run_dir: Path,
+    objective: LocalObjective,
+    optimizer: Optimizer,
+    monitor: Monitor,
+    settings: TrainingOptions,
+    layout: list[dict[str, Any]],
+) -> None:
+    """Update after update, each followed by its row and its checkpoint."""
+    if hasattr(optimizer, "pause_after"):
+        optimizer.pause_after = settings.checkpoint_seconds
+    while not optimizer.state.finished:
+        report = optimizer.step(objective)
+        if report is not None:
+            monitor.row(report)
+            if not math.isfinite(report.heldout):
+                raise InputError(
+                    f"the held-out loss is not finite after update {report.update}",
+                    "Lower the learning rate or raise the damping.",
+                )
+        write_checkpoint(run_dir / "checkpoints", optimizer.state, layout, settings.keep_checkpoints)
+
+
+def _load(options: Options, check: bool) -> Corpus:
+    window = True  # every model so far classifies single frames
+    return load_corpus(options["corpus"], window, check, print if check else lambda line: None)
+
+
+def _build(options: Options, corpus: Corpus) -> tuple[AcousticModel, Evaluator]:
+    dim = corpus.sets["train"].dim
+    model = options["model"].build(dim, corpus.num_pdfs, options["training"].seed)
+    evaluator = Evaluator(model, options["criterion"].build(), corpus.sets, torch.device("cpu"))
+    return model, evaluator
+
+
+def _objective(options: Options, evaluator: Evaluator) -> tuple[LocalObjective, Any]:
+    """The objective of this run, and what lets the workers go at its end."""
+    bad_share = options["training"].bad_share
+    if launched_ranks() == 1:
+        return LocalObjective(evaluator, bad_share), lambda: None
+    from asr_hf.cluster.objective import ClusterObjective
+    from asr_hf.cluster.ranks import Ranks
+
+    ranks = Ranks()
+    ranks.broadcast_object(Task(options))
+    objective = ClusterObjective(ranks, evaluator, options["cluster"].dedicated_master, bad_share)
+    return objective, objective.stop
+
+
+def _initial(folder: str, model: AcousticModel, evaluator: Evaluator) -> torch.Tensor:
+    """θ of a finished model of the same layout."""
+    from asr_hf.objective.layout import Layout
+
+    module = load_model(folder).module
+    if Layout.of(module) != evaluator.layout:
+        raise OptionError(
+            f"option training.init={folder}: that model has another layout than this run's",
+            "Give the run the model options of training.init.",
+        )
+    return evaluator.layout.flatten(dict(module.named_parameters())).detach().clone()
+
+
+def _is_finished(run_dir: Path, config_yaml: str) -> bool:
+    """Whether the run is done already; refuses a folder that was begun with other options (OptionError)."""
+    saved = run_dir / "config.yaml"
+    if not saved.exists():
+        return False
+    before, now = _compared(saved.read_text()), _compared(config_yaml)
+    if before != now:
+        changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
+        raise OptionError(
+            f"{run_dir} was begun with other options: {', '.join(changed)} differ",
+            "Name another run folder, or remove this one to train anew.",
+        )
+    return (run_dir / "model.json").exists()
+
+
+def _compared(config_yaml: str) -> dict[str, Any]:
+    """Every option of a configuration, flat, without those that do not change results."""
+    from omegaconf import OmegaConf
+
+    flat: dict[str, Any] = {}
+
+    def walk(node: Any, prefix: str) -> None:
+        for key, value in node.items():
+            if isinstance(value, dict):
+                walk(value, f"{prefix}{key}.")
+            else:
+                flat[f"{prefix}{key}"] = value
+
+    walk(OmegaConf.to_container(OmegaConf.create(config_yaml)), "")
+    free = ("cluster.", "training.checkpoint_seconds", "training.keep_checkpoints")
+    return {key: value for key, value in flat.items() if not key.startswith(free)}
+
+
+def _save_config(run_dir: Path, config_yaml: str) -> None:
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        (run_dir / "config.yaml.part").write_text(config_yaml)
+        os.replace(run_dir / "config.yaml.part", run_dir / "config.yaml")
+    except OSError as error:
+        raise InputError(f"run folder {run_dir} cannot be written ({error})", "Make room or name another.") from None
+
+
+def _finish(
+    run_dir: Path, model: AcousticModel, evaluator: Evaluator, optimizer: Optimizer, options: Options, corpus: Corpus
+) -> None:
+    """Make RUN a MODEL: parameters, prior, hmm.json and the fingerprint of the features."""
+    with torch.no_grad():
+        for name, value in evaluator.layout.views(optimizer.best()).items():
+            model.get_parameter(name).copy_(value)
+    shutil.copyfile(corpus.hmm / "hmm.json", run_dir / "hmm.json")
+    corpus.fingerprint.save(run_dir)
+    save_model(run_dir, model, options["model"], log_prior(corpus.pdf_counts, options["training"].prior_floor))
