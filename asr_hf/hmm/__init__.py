@@ -1,0 +1,1 @@
+"""Words to states: lexicon, topology, decision tree, n-gram, graphs, GMM flat start, alignment."""
