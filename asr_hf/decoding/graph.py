@@ -1,12 +1,14 @@
 """The decoding graph of a GRAPH folder, read and checked before any search walks over it."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import kaldifst
 
+from asr_hf.data.table import read_table
 from asr_hf.errors import InputError
+from asr_hf.hmm.fst import FstArrays, add_word_penalty, read_fst
 
 REMEDY = "Make the graph again with asr-hf graph."
 
@@ -19,32 +21,34 @@ class Graph:
     words: dict[int, str]
     num_pdfs: int
     name: str = "the graph"
+    _penalised: dict[float, kaldifst.StdVectorFst] = field(default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         """Refuse what a search would read out of bounds or cannot print (InputError)."""
         if self.fst.num_states == 0 or self.fst.start < 0:
             raise InputError(f"{self.name} is empty: no word sequence has a path", REMEDY)
-        arcs = [
-            (arc.ilabel, arc.olabel)
-            for state in range(self.fst.num_states)
-            for arc in kaldifst.ArcIterator(self.fst, state)
-        ]
-        highest = max((ilabel for ilabel, _ in arcs), default=0)
+        arcs = FstArrays.from_fst(self.fst)
+        highest = arcs.ilabel.max(initial=0)
         if highest > self.num_pdfs:
             raise InputError(f"{self.name} has input label {highest} but only {self.num_pdfs} pdfs", REMEDY)
-        unknown = {olabel for _, olabel in arcs} - {0} - self.words.keys()
+        unknown = set(arcs.olabel.tolist()) - {0} - self.words.keys()
         if unknown:
             raise InputError(f"{self.name} has output label {min(unknown)}, which words.txt does not name", REMEDY)
+
+    def penalised(self, word_penalty: float) -> kaldifst.StdVectorFst:
+        """The graph with a cost for every output word; made once for each penalty."""
+        if word_penalty not in self._penalised:
+            self._penalised[word_penalty] = add_word_penalty(self.fst, word_penalty)
+        return self._penalised[word_penalty]
 
 
 def read_words(path: Path) -> dict[int, str]:
     """Read a words.txt of lines `word number` into {number: word} (InputError names file and line)."""
     words = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        columns = line.split()
-        if len(columns) != 2 or not columns[1].isdigit():
-            raise InputError(f"{path}:{number}: '{line}' is not 'word number'", REMEDY)
-        words[int(columns[1])] = columns[0]
+    for word, entry in read_table(path).items():
+        if not entry.value.isdecimal():
+            raise InputError(f"{path}:{entry.line}: '{word} {entry.value}' is not 'word number'", REMEDY)
+        words[int(entry.value)] = word
     return words
 
 
@@ -62,7 +66,5 @@ def read_graph(graph_dir: Path | str) -> Graph:
         num_pdfs = int(json.loads((folder / "graph.json").read_text())["num_pdfs"])
     except (ValueError, KeyError, TypeError):
         raise InputError(f"{folder / 'graph.json'} does not give num_pdfs", REMEDY) from None
-    fst = kaldifst.StdVectorFst.read(str(folder / "HCLG.fst"))
-    if fst is None:
-        raise InputError(f"{folder / 'HCLG.fst'} is damaged or not an OpenFst vector FST", REMEDY)
+    fst = read_fst(folder / "HCLG.fst")
     return Graph(fst, read_words(folder / "words.txt"), num_pdfs, str(folder / "HCLG.fst"))

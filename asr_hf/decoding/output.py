@@ -2,7 +2,6 @@
 
 import json
 import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +32,3 @@ def write_text(path: Path | str, text: str) -> None:
 def write_json(path: Path | str, value: Any) -> None:
     """Write a value as JSON, as write_text does; NaN and infinity are refused (ValueError)."""
     write_text(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
-
-
-def write_transcripts(path: Path | str, words: Mapping[str, tuple[str, ...]]) -> None:
-    """Write `utterance word word …` lines sorted by utterance; one without words has its id alone."""
-    write_text(path, "".join(" ".join((utterance, *words[utterance])) + "\n" for utterance in sorted(words)))

@@ -2,9 +2,12 @@
 
 from collections import Counter
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-from asr_hf.decoding.score import GAP, Counts, Score
+from asr_hf.data.kaldi_dir import read_text, read_transcripts, read_utt2spk
+from asr_hf.decoding.output import write_json, write_text
+from asr_hf.decoding.score import GAP, Counts, Score, score
 
 SHOWN = 20  # confusions, insertions and deletions listed in the text
 
@@ -94,3 +97,18 @@ def _aligned(utterance: str, score: Score) -> str:
     lines = [f"{utterance} (speaker {score.speaker_of[utterance]})"]
     lines += [f"  {name} {' '.join(row)}".rstrip() for name, row in (("ref", refs), ("hyp", hyps), ("   ", marks))]
     return "\n".join(lines) + "\n"
+
+
+def score_directory(data_dir: Path | str, hyp: Path | str, out_dir: Path | str) -> Score:
+    """Score a hyp.txt (or the folder that holds it) against `text` and `utt2spk` of a data directory or FEATS.
+
+    Writes OUT/report.txt and OUT/score.json.
+
+    Raises:
+        InputError: see `score`; or a file is missing, damaged or names an utterance twice.
+    """
+    hyp = Path(hyp) / "hyp.txt" if Path(hyp).is_dir() else Path(hyp)
+    result = score(read_text(data_dir), read_transcripts(hyp), read_utt2spk(data_dir))
+    write_text(Path(out_dir) / "report.txt", score_text(result))
+    write_json(Path(out_dir) / "score.json", score_json(result))
+    return result

@@ -12,12 +12,11 @@ import kaldi_decoder as kd
 import numpy as np
 
 from asr_hf.decoding.graph import Graph
-from asr_hf.decoding.penalty import add_word_penalty
 from asr_hf.errors import InputError
 from asr_hf.options import option, require
 
 
-@dataclass(frozen=True)
+@dataclass
 class DecodingOptions:
     """The search for the best word sequence; scales are tuned on dev by `asr-hf tune`."""
 
@@ -66,14 +65,14 @@ class Decoder:
     """Best path of utterances through one decoding graph under one set of options.
 
     Args:
-        graph: the decoding graph; kept here for as long as the search uses it.
+        graph: the decoding graph.
         options: scales and beams.
     """
 
     def __init__(self, graph: Graph, options: DecodingOptions) -> None:
         self.graph = graph
         self.options = options
-        self._fst = add_word_penalty(graph.fst, options.word_penalty, graph.words)
+        self._fst = graph.penalised(options.word_penalty)  # held: a search does not keep its FST alive
         self._limits = kd.FasterDecoderOptions(
             beam=options.beam, max_active=options.max_active, min_active=options.min_active
         )

@@ -1,0 +1,55 @@
+"""Acoustic log-likelihoods of a MODEL folder, whether a GMM or a neural network stands in it.
+
+Shape suffixes: T frames, D feature dim, P pdfs.
+"""
+
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from asr_hf.errors import InputError
+from asr_hf.hmm.gmm import Gmm
+from asr_hf.models.saved import SavedModel, load_model
+
+
+class AcousticModel(Protocol):
+    """Scores frames under every pdf."""
+
+    @property
+    def num_pdfs(self) -> int: ...
+
+    def log_likelihoods(self, feats_TD: np.ndarray) -> np.ndarray:
+        """Natural-log likelihoods (T, P), float32, up to a constant per frame."""
+        ...
+
+
+class HybridScorer:
+    """log p(pdf | x) − log p(pdf): the network's posterior over the prior of its training alignments.
+
+    Bourlard & Morgan 1994: by Bayes' rule this is log p(x | pdf) up to log p(x), which is the same for all pdfs.
+    """
+
+    def __init__(self, model: SavedModel) -> None:
+        self.model = model
+        self.num_pdfs = model.num_pdfs
+
+    def log_likelihoods(self, feats_TD: np.ndarray) -> np.ndarray:
+        return (self.model.log_posteriors(feats_TD) - self.model.log_prior).astype(np.float32)
+
+
+def load_acoustic_model(model_dir: Path | str) -> AcousticModel:
+    """The acoustic model of MODEL: a network if model.safetensors is there, else a GMM.
+
+    Raises:
+        InputError: the folder holds neither.
+    """
+    folder = Path(model_dir)
+    if (folder / "model.safetensors").is_file():
+        return HybridScorer(load_model(folder))
+    if (folder / "gmm.safetensors").is_file():
+        return Gmm.load(folder)
+    raise InputError(
+        f"{folder} holds no acoustic model (neither model.safetensors nor gmm.safetensors)",
+        "Name the folder that asr-hf mono, tri or a finished asr-hf train wrote.",
+    )

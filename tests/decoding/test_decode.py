@@ -1,0 +1,129 @@
+"""Decoding a folder: the same bytes for any number of jobs, every utterance present, bad input named."""
+
+import json
+
+import numpy as np
+import pytest
+
+from asr_hf.cli.main import run
+from asr_hf.data.archive import write_matrices
+from asr_hf.data.features import FeatureOptions
+from asr_hf.data.fingerprint import write_fingerprint
+from asr_hf.data.kaldi_dir import read_transcripts
+from asr_hf.decoding.acoustic import HybridScorer, load_acoustic_model
+from asr_hf.decoding.decode import decode_directory
+from asr_hf.decoding.search import DecodingOptions
+from asr_hf.errors import InputError
+from asr_hf.models.saved import SavedModel
+
+OPTIONS = DecodingOptions(acoustic_scale=1.0)
+
+
+def decode(task, out="out", options=OPTIONS, jobs=1):
+    return decode_directory(task.feats, task.graph, task.model, task.out.parent / out, options, jobs)
+
+
+def test_words_are_recognised_and_every_utterance_has_a_line(task):
+    summary = decode(task)
+    assert read_transcripts(task.out / "hyp.txt").keys() == task.transcripts.keys()
+    hyps = read_transcripts(task.out / "hyp.txt")
+    right = sum(hyps[utterance] == words for utterance, words in task.transcripts.items())
+    assert right >= 10  # of 12
+    assert (summary.utterances, summary.no_path, summary.unfinished) == (12, (), ())
+    facts = json.loads((task.out / "decode.json").read_text())
+    assert facts["options"]["acoustic_scale"] == 1.0
+    assert facts["real_time_factor"] == summary.real_time_factor > 0
+
+
+def test_jobs_do_not_change_a_byte(task):
+    decode(task, "one")
+    decode(task, "two", jobs=2)
+    one, two = (task.out.parent / name / "hyp.txt" for name in ("one", "two"))
+    assert one.read_bytes() == two.read_bytes()
+    assert one.stat().st_size > 100
+
+
+def test_an_utterance_without_a_path_is_empty_and_named(task):
+    task.matrices["s0-u00"] = task.matrices["s0-u00"][:1]  # shorter than any word, and its only path is unfinished
+    write_matrices(task.feats / "feats", sorted(task.matrices.items()))
+    summary = decode(task)
+    assert summary.unfinished == ("s0-u00",)
+    assert "s0-u00" in str(summary)
+
+
+def test_the_hypothesis_of_a_lost_path_is_its_id_alone(task, make_fst):
+    make_fst([(0, 1, 1, 1, 0.0), (1, 2, 1, 0, 0.0), (2, 3, 1, 0, 0.0)], {3: 0.0}).write(str(task.graph / "HCLG.fst"))
+    summary = decode(task)  # the graph now accepts three frames, no utterance has so few
+    assert len(summary.no_path) == 12
+    assert (task.out / "hyp.txt").read_text().splitlines() == sorted(task.transcripts)
+    assert "12 without a surviving path" in str(summary)
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_nan_features_are_named_and_earlier_results_stay(task, jobs):
+    decode(task)
+    before = (task.out / "hyp.txt").read_bytes()
+    task.matrices["s1-u04"][2, 1] = np.nan
+    write_matrices(task.feats / "feats", sorted(task.matrices.items()))
+    with pytest.raises(InputError, match="s1-u04"):
+        decode(task, jobs=jobs)
+    assert (task.out / "hyp.txt").read_bytes() == before
+
+
+def test_features_made_otherwise_are_refused(task):
+    write_fingerprint(task.feats, FeatureOptions(num_mel_bins=4, deltas=1), 3, 8000)
+    with pytest.raises(InputError, match="deltas"):
+        decode(task)
+    assert not task.out.exists()
+
+
+def test_the_graph_of_another_model_is_refused(task):
+    (task.graph / "graph.json").write_text(json.dumps({"num_pdfs": 4}))
+    with pytest.raises(InputError, match=r"graph has 4 pdfs, the model .* 3"):
+        decode(task)
+
+
+def test_a_folder_without_a_model_is_refused(task):
+    (task.model / "gmm.safetensors").unlink()
+    with pytest.raises(InputError, match="holds no acoustic model"):
+        decode(task)
+
+
+def test_an_unwritable_folder_is_named(task):
+    task.out.write_text("a file stands where the folder should")
+    with pytest.raises(InputError, match="cannot write"):
+        decode(task)
+    assert task.out.read_text().startswith("a file")
+
+
+def test_a_network_is_scored_by_posterior_over_prior(task):
+    class Posteriors:
+        num_pdfs = 2
+        log_prior = np.log(np.array([0.8, 0.2], dtype=np.float32))
+
+        def log_posteriors(self, feats_TD):
+            return np.log(np.array([[0.5, 0.5], [0.9, 0.1]], dtype=np.float32))
+
+    model: SavedModel = Posteriors()  # type: ignore[assignment]
+    scores = HybridScorer(model).log_likelihoods(np.zeros((2, 3), dtype=np.float32))
+    assert np.allclose(np.exp(scores), [[0.625, 2.5], [1.125, 0.5]])
+    assert scores.dtype == np.float32
+    gmm = load_acoustic_model(task.model)
+    x = task.matrices["s0-u00"]
+    want = -0.5 * ((x[:, None] - 2 * np.eye(3)) ** 2).sum(-1) - 1.5 * np.log(2 * np.pi)
+    assert np.allclose(gmm.log_likelihoods(x), want, atol=1e-4)
+
+
+def test_the_command_takes_the_tuned_scales(task, capsys):
+    tuned = task.out.parent / "tuned.json"
+    tuned.write_text(json.dumps({"acoustic_scale": 1.0, "word_penalty": 0.25}))
+    line = ["decode", *map(str, (task.feats, task.graph, task.model, task.out)), "--tuned", str(tuned)]
+    run([*line, "decoding.beam=20"])
+    assert "12 utterances" in capsys.readouterr().out
+    options = json.loads((task.out / "decode.json").read_text())["options"]
+    assert (options["acoustic_scale"], options["word_penalty"], options["beam"]) == (1.0, 0.25, 20.0)
+    with pytest.raises(InputError, match="both set a scale"):
+        run([*line, "decoding.acoustic_scale=0.1"])
+    tuned.write_text("{}")
+    with pytest.raises(InputError, match=r"no tuned\.json"):
+        run(line)
