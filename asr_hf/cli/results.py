@@ -1,8 +1,9 @@
-"""Collect scores into results.json and the table of RESULTS.md.
+"""Collect scores into results.json, the table of RESULTS.md and the report of a training run.
 
 asr-hf results exp/an4/results.json --add tri --set test --seed 0 --score exp/an4/tri/test/score.json --seconds 41
 asr-hf results exp/an4/results.json --table --markdown recipes/an4/RESULTS.md
 asr-hf results exp/digits/results.json --line "digits test" --system dnn-ce-hf --set test
+  asr-hf results exp/an4/results.json --report exp/an4/dnn-ce-hf
 """
 
 import argparse
@@ -10,6 +11,7 @@ from pathlib import Path
 
 from asr_hf.errors import InputError
 from asr_hf.report.results import add_result, find_results, read_results
+from asr_hf.report.run_report import write_run_report
 from asr_hf.report.tables import text_table, update_markdown
 
 GROUPS: tuple[str, ...] = ()
@@ -21,6 +23,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--add", metavar="SYSTEM", help="add or replace the row of SYSTEM, --set and --seed")
     what.add_argument("--table", action="store_true", help="print the table of all rows")
     what.add_argument("--line", metavar="TITLE", help="print 'TITLE WER X.XX %%' of --system on --set")
+    what.add_argument(
+        "--report", metavar="RUN", help="draw RUN/report.html: curves of a training run, table of all rows"
+    )
     parser.add_argument("--set", help="dev or test")
     parser.add_argument("--seed", type=int, default=None, help="seed of the system (0 for --add, any for --line)")
     parser.add_argument("--score", metavar="FILE", help="score.json of the row (--add)")
@@ -34,8 +39,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, overrides: list[str]) -> None:
     if overrides:
         raise InputError(f"'{overrides[0]}': asr-hf results takes no options of that kind", "See --help.")
-    needed = {"add": ("set", "score", "seconds"), "line": ("system", "set"), "table": ()}
-    action = "add" if args.add is not None else "line" if args.line is not None else "table"
+    needed = {"add": ("set", "score", "seconds"), "line": ("system", "set"), "report": (), "table": ()}
+    action = next((name for name in ("add", "line", "report") if getattr(args, name) is not None), "table")
     for name in needed[action]:
         if getattr(args, name) is None:
             raise InputError(f"--{action} needs --{name}", "asr-hf results --help shows an example.")
@@ -46,6 +51,9 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
         print(text_table([row]))
         return
     rows = read_results(args.results)
+    if action == "report":
+        print(write_run_report(args.report, rows))
+        return
     if not rows:
         raise InputError(f"{Path(args.results)} holds no results", "Add rows with --add first.")
     if action == "line":
