@@ -38,10 +38,10 @@ def read_training_text(feats_dir: Path | str, archive: FeatureArchive, lang: Lan
     """
     text = Path(feats_dir) / "text"
     transcripts = read_text(feats_dir)
-    for utterance in archive.keys():
+    for utterance in archive:
         if utterance not in transcripts:
             raise InputError(f"{text} has no transcript of utterance {utterance}", "Add it, or remove its features.")
-    return {utterance: lang.known_words(utterance, transcripts[utterance], text) for utterance in archive.keys()}
+    return {utterance: lang.known_words(utterance, transcripts[utterance], text) for utterance in archive}
 
 
 def chunks_by_length(archive: FeatureArchive) -> list[list[str]]:
@@ -62,9 +62,11 @@ def align_batch(
     graphs: Sequence[TrainingGraph], emissions: Sequence[np.ndarray], hmm: HmmModel
 ) -> list[Alignment | None]:
     """Viterbi alignments of a few utterances from their (T, S) scores; None where there are too few frames."""
-    paths = best_paths(list(graphs), list(emissions), *hmm.log_stay_and_leave())
+    paths = best_paths(graphs, emissions, *hmm.log_stay_and_leave())
     return [
-        path and Alignment(graph.pdf[path.states_T].astype(np.int32), graph.state[path.states_T].astype(np.int32))
+        Alignment(graph.pdf[path.states_T].astype(np.int32), graph.state[path.states_T].astype(np.int32))
+        if path is not None
+        else None
         for graph, path in zip(graphs, paths, strict=True)
     ]
 

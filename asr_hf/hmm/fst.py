@@ -60,8 +60,8 @@ class FstArrays:
         state_table = np.frombuffer(data, _STATE, states, position)
         arc_table = np.frombuffer(data, _ARC, arcs, position + state_table.nbytes)
         src = np.repeat(np.arange(states, dtype=np.int32), state_table["arcs"].astype(np.int64))
-        columns = (arc_table[name].copy() for name in ("dst", "ilabel", "olabel", "cost"))
-        return cls(src, *columns, final=state_table["final"].copy(), start=start)
+        dst, ilabel, olabel, cost = (arc_table[name].copy() for name in ("dst", "ilabel", "olabel", "cost"))
+        return cls(src, dst, ilabel, olabel, cost, state_table["final"].copy(), start)
 
     def to_fst(self) -> kaldifst.StdVectorFst:
         order = np.argsort(self.src, kind="stable")

@@ -3,6 +3,7 @@
 Shape suffixes: B utterances, T frames, S states, K incoming transitions, P pdfs.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,7 +34,7 @@ class _Batch:
 
 
 def _pad(
-    graphs: list[TrainingGraph], emissions: list[np.ndarray], log_stay_P: np.ndarray, log_leave_P: np.ndarray
+    graphs: Sequence[TrainingGraph], emissions: Sequence[np.ndarray], log_stay_P: np.ndarray, log_leave_P: np.ndarray
 ) -> _Batch:
     frames = [len(emission) for emission in emissions]
     B, T = len(graphs), max(frames)
@@ -51,12 +52,12 @@ def _pad(
         initial[b, :s] = graph.initial
         final[b, :s] = graph.final + leave
         emission[: len(scores), b, :s] = scores
-    tensors = (torch.from_numpy(array) for array in (source, log_probability, initial, final, emission))
-    return _Batch(*tensors, frames)
+    tensor = torch.from_numpy
+    return _Batch(tensor(source), tensor(log_probability), tensor(initial), tensor(final), tensor(emission), frames)
 
 
 def best_paths(
-    graphs: list[TrainingGraph], emissions: list[np.ndarray], log_stay_P: np.ndarray, log_leave_P: np.ndarray
+    graphs: Sequence[TrainingGraph], emissions: Sequence[np.ndarray], log_stay_P: np.ndarray, log_leave_P: np.ndarray
 ) -> list[Path | None]:
     """The most likely path of each utterance through its graph, without a beam.
 
