@@ -175,7 +175,7 @@ def require_same_phones(hmm: HmmModel, lang: Lang) -> None:
         )
 
 
-def require_some(found: Mapping[str, Alignment], left_out: Sequence[str]) -> None:
+def require_some(found: Mapping[str, object], left_out: Sequence[str]) -> None:
     """Refuse to go on when not one utterance has an alignment (InputError)."""
     if not found:
         raise InputError(

@@ -19,7 +19,7 @@ from asr_hf.options import option, require
 _LOG_2PI = float(np.log(2 * np.pi))
 
 
-@dataclass(frozen=True)
+@dataclass
 class GmmOptions:
     """Training of a GMM by Viterbi EM with mixture growth."""
 

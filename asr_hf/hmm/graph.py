@@ -22,7 +22,7 @@ from asr_hf.hmm.model import HmmModel
 from asr_hf.options import option, require
 
 
-@dataclass(frozen=True)
+@dataclass
 class GraphOptions:
     """Scales of the decoding graph."""
 

@@ -25,7 +25,7 @@ from asr_hf.hmm.ngram import arpa_to_acceptor, estimate
 from asr_hf.options import option, require
 
 
-@dataclass(frozen=True)
+@dataclass
 class LangOptions:
     """Lexicon and n-gram of a LANG folder."""
 
