@@ -1,0 +1,1 @@
+"""Corpora on disk → features → padded minibatches; plans of minibatches."""

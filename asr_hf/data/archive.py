@@ -183,7 +183,7 @@ class FeatureArchive:
         return self._maps[file]
 
     def _read_header(self, location: str, utt: str) -> _Record:
-        """Where the float32 matrix of an scp line lies, or a record to decode; refuses one that ends beyond the file."""
+        """Where the float32 matrix of a line lies, or a record to decode; refuses one that ends beyond the file."""
         match = re.fullmatch(r"(.+):(\d+)", location)
         if match is None:
             return _Record(location)

@@ -12,47 +12,71 @@ from asr_hf.data.kaldi_dir import Utterance
 from asr_hf.errors import InputError
 
 FULL_SCALE = 32768.0  # Kaldi computes on the range of 16-bit integers
+OVERSHOOT = 0.1  # seconds that a segment may end after its recording, by rounding of its times
 
 
 def read_audio(utterance: Utterance) -> tuple[np.ndarray, int]:
     """The samples (n,) float32 of one utterance in the range of 16-bit integers, and the sampling rate in Hz.
 
     Raises:
-        InputError: missing or unreadable audio, more than one channel, a start beyond the end of the recording.
+        InputError: missing or unreadable audio, more than one channel, a segment beyond the recording.
     """
     if utterance.is_piped:
-        samples, rate = _read_pipe(utterance.recording)
-        stop = None if utterance.end is None else round(utterance.end * rate)
-        samples = samples[round(utterance.start * rate) : stop]
+        whole, rate = _read_pipe(utterance.recording)
+        first, count = _span(utterance, rate, len(whole))
+        samples = whole[first : first + count]
     else:
-        samples, rate = _read_file(utterance.recording, utterance.start, utterance.end)
-    if samples.ndim != 1:
-        raise InputError(
-            f"{utterance.recording} has {samples.shape[1]} channels", "Give a mono file (sox in.wav out.wav remix 1)."
-        )
+        with _open(utterance.recording) as file:
+            rate = file.samplerate
+            first, count = _span(utterance, rate, file.frames)
+            try:
+                file.seek(first)
+                samples = file.read(count, dtype="float32")
+            except (soundfile.SoundFileError, OSError) as error:
+                raise _unreadable(utterance.recording, error) from error
+    _check_mono(utterance.recording, 1 if samples.ndim == 1 else samples.shape[1])
     return samples * np.float32(FULL_SCALE), rate
 
 
-def sampling_rate(utterance: Utterance) -> int:
-    """The sampling rate in Hz of an utterance's recording; raises InputError where it cannot be read."""
-    return read_audio(utterance)[1]
+def sampling_rate(recording: str) -> int:
+    """The sampling rate in Hz of a mono recording, from its header; raises InputError where it cannot be read."""
+    if recording.endswith("|"):
+        samples, rate = _read_pipe(recording)
+        channels = 1 if samples.ndim == 1 else samples.shape[1]
+    else:
+        with _open(recording) as file:
+            rate, channels = file.samplerate, file.channels
+    _check_mono(recording, channels)
+    return rate
 
 
-def _read_file(path: str, start: float, end: float | None) -> tuple[np.ndarray, int]:
+def _open(path: str) -> soundfile.SoundFile:
     if not Path(path).is_file():
         raise InputError(f"audio file {path} does not exist", "Correct wav.scp or put the file there.")
     try:
-        with soundfile.SoundFile(path) as file:
-            rate = file.samplerate
-            first = round(start * rate)
-            if first > file.frames:
-                length = file.frames / rate
-                raise InputError(f"start {start:g} s is beyond the {length:.2f} s of {path}", "Correct segments.")
-            file.seek(first)
-            count = -1 if end is None else round(end * rate) - first
-            return file.read(count, dtype="float32"), rate
+        return soundfile.SoundFile(path)
     except (soundfile.SoundFileError, OSError) as error:
         raise _unreadable(path, error) from error
+
+
+def _span(utterance: Utterance, rate: int, total: int) -> tuple[int, int]:
+    """First sample and number of samples of an utterance in a recording of `total` samples."""
+    first = round(utterance.start * rate)
+    if utterance.end is None:
+        stop = total
+    else:
+        stop = min(round(utterance.end * rate), total)
+    if first > total or (utterance.end is not None and utterance.end > total / rate + OVERSHOOT):
+        span = f"{utterance.start:g} … {'end' if utterance.end is None else f'{utterance.end:g} s'}"
+        raise InputError(
+            f"segment {span} is beyond the {total / rate:.2f} s of {utterance.recording}", "Correct segments."
+        )
+    return first, stop - first
+
+
+def _check_mono(recording: str, channels: int) -> None:
+    if channels != 1:
+        raise InputError(f"{recording} has {channels} channels", "Give a mono file (sox in.wav out.wav remix 1).")
 
 
 @lru_cache(maxsize=1)

@@ -63,14 +63,14 @@ def scan_data_dir(path: str | Path, source: str = "wav.scp", allow_pipes: bool =
     if source == "feats.scp":
         scan.tables.pop("segments", None)
     _check_ids(folder, source, scan)
-    _check_speakers(folder, scan)
+    _check_speakers(folder, source, scan)
     _check_recordings(folder, source, allow_pipes, scan)
     spans = _read_spans(folder, source, scan)
     text, utt2spk = scan.tables["text"], scan.tables["utt2spk"]
     for utt, (recording, start, end) in sorted(spans.items()):
         if utt in text and utt in utt2spk:
             words = tuple(text[utt].value.split())
-            found = _locate(recording, folder) if source == "wav.scp" else recording
+            found = locate(recording, folder) if source == "wav.scp" else recording
             scan.utterances.append(Utterance(utt, utt2spk[utt].value, words, found, start, end))
     scan.faults.sort(key=lambda fault: (fault.file, fault.line))
     return scan
@@ -110,7 +110,7 @@ def write_data_dir(path: str | Path, utterances: Iterable[Utterance]) -> None:
         write_table(folder / "wav.scp", ((names[recording], recording) for recording in names))
         write_table(
             folder / "segments",
-            ((u.id, f"{names[u.recording]} {u.start:g} {-1 if u.end is None else u.end:g}") for u in ordered),
+            ((u.id, f"{names[u.recording]} {float(u.start)} {-1 if u.end is None else float(u.end)}") for u in ordered),
         )
     else:
         write_table(folder / "wav.scp", ((u.id, u.recording) for u in ordered))
@@ -194,14 +194,19 @@ def _check_ids(folder: Path, source: str, scan: Scan) -> None:
                 )
 
 
-def _check_speakers(folder: Path, scan: Scan) -> None:
-    """spk2utt, where there is one, says the same as utt2spk."""
+def _check_speakers(folder: Path, source: str, scan: Scan) -> None:
+    """Every utterance has one speaker; spk2utt, where there is one, says the same as utt2spk."""
+    for utt, entry in scan.tables["utt2spk"].items():
+        if len(entry.value.split()) > 1:
+            message = f"utterance '{utt}' has several speakers, '{entry.value}'"
+            scan.faults.append(Fault(str(folder / "utt2spk"), entry.line, message, "A line is: utterance speaker."))
     if not scan.tables.get("spk2utt"):
         return
     wanted = invert({utt: entry.value for utt, entry in scan.tables["utt2spk"].items() if entry.value})
+    without = set(scan.tables.get("segments", scan.tables[source])) - set(scan.tables["utt2spk"])  # already said
     remedy = "Remove spk2utt (it is optional) or make it from utt2spk."
     for speaker, entry in scan.tables["spk2utt"].items():
-        if sorted(entry.value.split()) != wanted.pop(speaker, []):
+        if sorted(set(entry.value.split()) - without) != wanted.pop(speaker, []):
             message = f"the utterances of speaker '{speaker}' are not those of utt2spk"
             scan.faults.append(Fault(str(folder / "spk2utt"), entry.line, message, remedy))
     for speaker in wanted:
@@ -255,11 +260,11 @@ def _parse_segment(entry: Entry, recordings: Table) -> tuple[tuple[str, float, f
     return (recordings[recording].value, start, end), ""
 
 
-def _locate(recording: str, folder: Path) -> str:
-    """A relative path is meant from the working directory, or else from the data directory."""
+def locate(recording: str, folder: str | Path) -> str:
+    """The file of a wav.scp line: a relative path is meant from the working directory, else from the data directory."""
     if recording.endswith("|") or Path(recording).exists():
         return recording
-    beside = folder / recording
+    beside = Path(folder) / recording
     return str(beside) if beside.exists() else recording
 
 

@@ -38,8 +38,8 @@ class Entry:
 Table = dict[str, Entry]
 
 
-def scan_table(path: str | Path, must_be_sorted: bool = False) -> tuple[Table, list[Fault]]:
-    """Read a two-column file and list its faults: not UTF-8, empty lines, duplicate keys, and keys out of order.
+def scan_table(path: str | Path, must_be_sorted: bool = False, unique: bool = True) -> tuple[Table, list[Fault]]:
+    """Read a two-column file and list its faults: not UTF-8, empty lines, duplicate and unsorted keys.
 
     The order is that of bytes (LC_ALL=C), as Kaldi wants it. Of a duplicate key the first line is kept.
 
@@ -65,7 +65,7 @@ def scan_table(path: str | Path, must_be_sorted: bool = False) -> tuple[Table, l
         if not key:
             faults.append(Fault(name, number, "the line is empty", "Remove it."))
             continue
-        if key in table:
+        if key in table and unique:
             faults.append(
                 Fault(name, number, f"duplicate id '{key}' (first in line {table[key].line})", "Keep one of the lines.")
             )
@@ -75,7 +75,7 @@ def scan_table(path: str | Path, must_be_sorted: bool = False) -> tuple[Table, l
                 Fault(name, number, f"unsorted: '{key}' after '{previous}'", "Sort the file (LC_ALL=C sort).")
             )
         previous = key
-        table[key] = Entry(number, value)
+        table.setdefault(key, Entry(number, value))
     return table, faults
 
 
@@ -88,8 +88,12 @@ def read_table(path: str | Path) -> Table:
 
 
 def write_table(path: str | Path, rows: Iterable[tuple[str, str]]) -> None:
-    """Write a two-column file sorted by key, beside and renamed."""
+    """Write a two-column file sorted by key, beside and renamed; InputError where a key is empty or has blanks."""
+    ordered = sorted(rows)
+    for key, _ in ordered:
+        if key.split() != [key]:
+            raise InputError(f"{path}: the id '{key}' is empty or holds white space", "Give it another name.")
     beside = Path(f"{path}.tmp")
-    lines = [f"{key} {value}".rstrip() + "\n" for key, value in sorted(rows)]
+    lines = [f"{key} {value}".rstrip() + "\n" for key, value in ordered]
     beside.write_text("".join(lines), encoding="utf-8")
     os.replace(beside, path)

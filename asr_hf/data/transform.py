@@ -1,4 +1,4 @@
-"""The door of per-speaker transforms, `features.transform`: estimated from all frames of a speaker, alike everywhere."""
+"""The door of per-speaker transforms, `features.transform`: estimated from all frames of a speaker."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
