@@ -27,6 +27,9 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
     for fault in found.faults:
         print(fault)
     if found.faults:
-        raise InputError(f"{args.data}: {len(found.faults)} faults", "Mend each as its line says.")
+        raise InputError(
+            f"{args.data}: {len(found.faults)} fault{'s' if len(found.faults) > 1 else ''}",
+            "Mend each as its line says.",
+        )
     hours = found.seconds / 3600
     print(f"{args.data}: {found.utterances} utterances, {found.speakers} speakers, {hours:.2f} hours: no fault")

@@ -206,4 +206,4 @@ def test_the_command_prints_faults_and_ends_with_status_2(corpus: Path, edit: Ed
     assert ended.value.code == 2
     printed = capsys.readouterr()
     assert printed.out.startswith(f"{corpus}/wav.scp:1: utterance '{FIRST}' has no transcript in text. Add it to text")
-    assert "1 faults" in printed.err
+    assert "1 fault. Mend" in printed.err
