@@ -5,6 +5,8 @@ that the files have the same bytes for any number of them. FEATS appears as a wh
 """
 
 import multiprocessing
+import os
+import threading
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -200,10 +202,23 @@ def _run(work: Callable[[Task], Answer], tasks: list[Task], jobs: int, what: str
     context = multiprocessing.get_context("forkserver")  # fork alone may deadlock in a process with threads
     context.set_forkserver_preload([__name__])
     try:
-        with ProcessPoolExecutor(min(jobs, len(tasks)), context, torch.set_num_threads, (1,)) as pool:
+        with ProcessPoolExecutor(min(jobs, len(tasks)), context, _begin_job) as pool:
             yield from track(pool.map(work, tasks), len(tasks), what)
     except BrokenProcessPool as error:
         raise InputError("a job was killed, perhaps for want of memory", "Try again with fewer --jobs.") from error
+
+
+def _begin_job() -> None:
+    """In a new job: one thread, and an end when the parent is killed, which could not stop its jobs itself."""
+    torch.set_num_threads(1)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def end_with_parent() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=end_with_parent, daemon=True).start()
 
 
 def _merge(prefixes: list[Path], scp: Path) -> None:
