@@ -30,8 +30,8 @@ def require_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
 
 
 def describe(options: type, group: str) -> list[tuple[str, str, str]]:
-    """(name, default, sentence) of every option of a dataclass, for `--help`."""
-    rows = []
+    """(name, default, sentence) of every option of a dataclass and of the dataclasses inside it, for `--help`."""
+    rows: list[tuple[str, str, str]] = []
     for field in dataclasses.fields(options):
         if field.default is not dataclasses.MISSING:
             default = field.default
@@ -39,5 +39,10 @@ def describe(options: type, group: str) -> list[tuple[str, str, str]]:
             default = field.default_factory()
         else:
             default = "(required)"
-        rows.append((f"{group}.{field.name}", str(default), field.metadata.get("help", "")))
+        name = f"{group}.{field.name}"
+        if dataclasses.is_dataclass(default):
+            rows += describe(type(default), name)
+        else:
+            shown = f"{default:.4g}" if isinstance(default, float) else str(default)
+            rows.append((name, shown, field.metadata.get("help", "")))
     return rows

@@ -1,7 +1,7 @@
 """Hydra composes the YAML of `conf/` over the option dataclasses; unknown keys and impossible values are refused here.
 
-`conf/config.yaml` names the default choice of every group. A YAML file of a group holds values only; its dataclass, with
-defaults and help, stands beside the class that it configures and is registered in SCHEMAS.
+`conf/config.yaml` names the default choice of every group. A YAML file of a group holds values only; its dataclass,
+with defaults and help, stands beside the class that it configures and is registered in SCHEMAS.
 """
 
 import importlib
@@ -92,13 +92,17 @@ def _refuse_foreign(overrides: list[str], groups: tuple[str, ...]) -> None:
 
 
 def _reason(error: BaseException) -> str:
-    """The innermost sentence of a Hydra or OmegaConf error, on one line."""
+    """What Hydra or OmegaConf say is wrong, on one line: the override first, then the innermost reason."""
+    sentences = [_first_line(error)]
     while error.__cause__ is not None:
         error = error.__cause__
-    kept = [line.strip() for line in str(error).splitlines() if line.strip()]
-    kept = [line for line in kept if not line.startswith(("full_key:", "object_type=", "reference_type="))]
-    text = " ".join(kept)
-    return text.replace("To append to your config use", "(Hydra:").strip()
+    if _first_line(error) not in sentences:
+        sentences.append(_first_line(error))
+    return ": ".join(sentences)
+
+
+def _first_line(error: BaseException) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def compose(groups: tuple[str, ...], overrides: list[str], config_dir: str | None = None) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """`asr-hf COMMAND …`: parse, call one function, print.
 
-Options are Hydra overrides (`group.key=value`, `group=choice`); everything else on the line is a path or a flag of the command.
-Bad input ends with exit status 2 and one line on stderr; anything else is a bug and shows its traceback.
+Options are Hydra overrides (`group.key=value`, `group=choice`); everything else on the line is a path or a flag of the
+command. Bad input ends with exit status 2 and one line on stderr; anything else is a bug and shows its traceback.
 """
 
 import argparse
@@ -35,7 +35,8 @@ PATHS_HELP = "Options are given as Hydra overrides, e.g. optimizer=adam optimize
 
 def split_overrides(argv: list[str]) -> tuple[list[str], list[str]]:
     """Split a command line into (words for argparse, Hydra overrides): an override is a bare `key=value`."""
-    words, overrides = [], []
+    words: list[str] = []
+    overrides: list[str] = []
     for position, word in enumerate(argv):
         if word == "--":
             return words + argv[position + 1 :], overrides
@@ -74,7 +75,9 @@ def run(argv: list[str]) -> None:
     if argv[0] not in COMMANDS:
         raise InputError(f"unknown command '{argv[0]}'", "asr-hf --help lists the commands.")
     if launched_ranks() > 1 and argv[0] != "train":
-        raise InputError(f"asr-hf {argv[0]} runs on one process", "Start it without mpiexec; --jobs N makes it parallel.")
+        raise InputError(
+            f"asr-hf {argv[0]} runs on one process", "Start it without mpiexec; --jobs N makes it parallel."
+        )
     module = load(argv[0])
     words, overrides = split_overrides(argv[1:])
     from asr_hf.cli.config import options_help

@@ -1,7 +1,7 @@
 """Train a neural acoustic model and leave a MODEL folder; an unfinished run is resumed by the same command.
 
-  asr-hf train exp/an4/dnn corpus.train=F corpus.heldout=H corpus.alignments=A optimizer=hf
-  mpiexec -n 4 asr-hf train exp/an4/dnn …       # rank 0 is the master; results do not depend on the number of ranks
+asr-hf train exp/an4/dnn corpus.train=F corpus.heldout=H corpus.alignments=A optimizer=hf
+mpiexec -n 4 asr-hf train exp/an4/dnn …       # rank 0 is the master; results do not depend on the number of ranks
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""A worker: holds data, waits for commands, returns its share of each sum. The master does its own share the same way."""
+"""A worker holds data, waits for commands and returns its share of each sum; the master does its share the same way."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -37,7 +37,7 @@ class Station:
     def evaluate(
         self, command: Command, number: int, theta_N: torch.Tensor, sample: Sample, left_out: frozenset[int]
     ) -> tuple[Share, np.ndarray]:
-        """This rank's share of a LOSS, GRADIENT or LINEARIZE, summed into the master's; the master gets all ranks' work."""
+        """This rank's share of a LOSS, GRADIENT or LINEARIZE, summed into the master's, who sees all ranks' work."""
         begin, which = time.perf_counter(), self.dealt(sample)
         if command is Command.LOSS:
             share = self.evaluator.losses(theta_N, sample, which, left_out)

@@ -1,4 +1,4 @@
-"""The seam of the criteria: a value per row, its gradient in the outputs, and positive semi-definite operators M on them."""
+"""The seam of the criteria: a value per row, its gradient in the outputs, and positive semi-definite M on them."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

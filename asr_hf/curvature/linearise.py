@@ -41,7 +41,7 @@ class ModelLinearisation:
                 for category, message in _TORCH_WARNINGS:
                     warnings.filterwarnings("ignore", message=message, category=category)
                 outputs, self._forward = torch.func.linearize(function, primal)
-            _, self._transposed = torch.func.vjp(function, primal)
+            self._transposed = torch.func.vjp(function, primal)[1]
         except NotImplementedError as error:
             raise InputError(
                 f"the model cannot be linearised: {str(error).splitlines()[0]}",

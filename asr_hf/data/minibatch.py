@@ -67,7 +67,7 @@ class TrainingSet:
         pieces = minibatch.pieces if not self.window else _single_frames(minibatch.pieces)
         longest = int(pieces[:, 2].max())
         x = np.empty((len(pieces), left + longest + right, self.dim), dtype=np.float32)
-        for row, (utterance, first, frames) in enumerate(pieces.tolist()):
+        for row, (utterance, first) in enumerate(pieces[:, :2].tolist()):
             self._copy(x[row], utterance, first - left, first + longest + right)
         steps = np.arange(longest)
         mask = steps[None, :] < pieces[:, 2:3]

@@ -1,7 +1,7 @@
 """Plans of minibatches: which frames of which utterances, in which order, made from numbers alone.
 
-A plan depends on the lengths of the utterances and on the request (seed, update, purpose …), never on the number of ranks.
-A minibatch is the atom that ranks are dealt; no rank cuts one.
+A plan depends on the lengths of the utterances and on the request (seed, update, purpose …), never on the number of
+ranks. A minibatch is the atom that ranks are dealt; no rank cuts one.
 """
 
 import zlib
@@ -144,7 +144,7 @@ def deal(plan: tuple[Minibatch, ...], ranks: int) -> list[list[int]]:
     """Deal whole minibatches to ranks, longest first to the rank with the fewest frames.
 
     Returns:
-        For each rank the indices of its minibatches, ascending. Ties go to the lower rank, so every rank finds the same.
+        For each rank the indices of its minibatches, ascending. Ties go to the lower rank: every rank finds the same.
     """
     load = [0] * ranks
     hands: list[list[int]] = [[] for _ in range(ranks)]

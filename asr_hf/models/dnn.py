@@ -5,6 +5,7 @@ Shapes: B rows, W = left + T + right input frames, D feature dimension, T output
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -18,6 +19,8 @@ ACTIVATIONS = {"sigmoid": nn.Sigmoid, "relu": nn.ReLU}
 @dataclass
 class DnnOptions:
     """A feed-forward network on spliced frames."""
+
+    frame_model: ClassVar[bool] = True  # an output frame depends on its window alone: single frames can be drawn
 
     hidden_layers: int = option(4, "number of hidden layers")
     width: int = option(256, "units per hidden layer")
@@ -37,11 +40,11 @@ class DnnOptions:
 class Dnn(AcousticModel):
     """Feed-forward network: `layer1 … layerN` with an activation each, and a linear `output`.
 
-    Initialised with Glorot and Bengio (2010), normalised uniform, for sigmoids (times 4, as they give for the logistic) and
-    with He et al. (2015) for ReLUs; biases and the output layer's weights start at 0 and Glorot's scale.
+    Weights start as in Glorot and Bengio (2010), normalised uniform, for sigmoids (times 4, as they give for the
+    logistic) and the output layer, and as in He et al. (2015) for ReLUs; biases start at 0.
     """
 
-    frame_model = True
+    frame_model = DnnOptions.frame_model
 
     def __init__(self, options: DnnOptions, input_dim: int, num_pdfs: int, seed: int) -> None:
         super().__init__(input_dim, num_pdfs, options.context, options.context)

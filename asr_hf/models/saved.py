@@ -1,4 +1,4 @@
-"""Finished models on disk: `model.safetensors` (parameters and log prior) and `model.json` (which model, which options)."""
+"""Finished models on disk: `model.safetensors` (parameters, log prior) and `model.json` (model and options)."""
 
 import dataclasses
 import json
@@ -87,6 +87,8 @@ def load_model(directory: Path | str) -> SavedModel:
         module = options.build(description["input_dim"], description["num_pdfs"], seed=0)
         module.load_state_dict(tensors)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-        raise InputError(f"the model in {directory} cannot be read: {error}", "Train it again or copy it again.") from None
+        raise InputError(
+            f"the model in {directory} cannot be read: {error}", "Train it again or copy it again."
+        ) from None
     module.eval()
     return SavedModel(module, prior)

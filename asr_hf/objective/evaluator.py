@@ -1,17 +1,17 @@
 """One process' share of the work: losses, gradients and curvature products of the minibatches it was dealt.
 
-A minibatch yields float32; sums over minibatches are float64. Both LocalObjective and the workers of a cluster stand on it.
+A minibatch yields float32; sums over minibatches are float64. LocalObjective and the workers of a cluster stand on it.
 """
 
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 from torch.func import functional_call
 
-from asr_hf.criteria.criterion import Criterion, CriterionLinearisation
+from asr_hf.criteria.criterion import Criterion, CriterionLinearisation, Outputs
 from asr_hf.curvature.linearise import ModelLinearisation
 from asr_hf.curvature.product import jt_m_j
 from asr_hf.data.minibatch import Batch, TrainingSet
@@ -103,20 +103,22 @@ class Evaluator:
         share, parameters = self._share(sample), self.layout.views(theta_N)
         linearised = []
         for index, batch in self._batches(sample, which, left_out):
-            jacobian = ModelLinearisation(lambda p, x=batch.x_BWD: functional_call(self.model, p, (x,)), parameters)
+            jacobian = ModelLinearisation(self._outputs_of(batch), parameters)
             at_outputs = self.criterion.linearize(jacobian.outputs, batch)
             if self._enter(share, index, batch, at_outputs.value_B):
                 linearised.append(_Linearised(jacobian, at_outputs))
         return share, LocalLinearisation(self.layout, linearised, int(share.frames.sum()), self.device)
 
+    def _outputs_of(self, batch: Batch) -> Callable[[dict[str, torch.Tensor]], Outputs]:
+        """Parameters → outputs, at this batch's input."""
+        return lambda parameters: functional_call(self.model, parameters, (batch.x_BWD,))
+
     def _share(self, sample: Sample) -> Share:
         count = len(self.plan(sample))
         return Share(np.zeros(count), np.zeros(count, dtype=np.int64))
 
-    def _batches(
-        self, sample: Sample, which: Sequence[int], left_out: frozenset[int]
-    ) -> Iterator[tuple[int, Batch]]:
-        """(index in the plan, batch) of the chosen minibatches; utterances left out are masked and their input zeroed."""
+    def _batches(self, sample: Sample, which: Sequence[int], left_out: frozenset[int]) -> Iterator[tuple[int, Batch]]:
+        """(index in the plan, batch) of the chosen minibatches; utterances left out are masked, their input zeroed."""
         plan, dataset = self.plan(sample), self.sets[sample.subset]
         absent = torch.tensor(sorted(left_out) if sample.subset == "train" else [], dtype=torch.int64)
         for index in which:

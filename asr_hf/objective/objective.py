@@ -1,7 +1,7 @@
 """The Objective protocol: θ and a sample in, sums with their frame counts out. Optimisers see nothing else.
 
-θ, g and every product are float32 vectors (N,) on `objective.device`; L, g and Gv are sums over frames and the optimiser
-divides by the frames, once: L/frames, g/frames, Gv/frames.
+θ, g and every product are float32 vectors (N,) on `objective.device`; L, g and Gv are sums over frames and the
+optimiser divides by the frames, once: L/frames, g/frames, Gv/frames.
 """
 
 import math

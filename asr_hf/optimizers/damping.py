@@ -10,7 +10,9 @@ from asr_hf.options import option, require
 class DampingOptions:
     """Levenberg-Marquardt damping."""
 
-    initial: float = option(1.0, "λ per frame at the start; about 1-4 from random weights, 0.1 after a first-order epoch")
+    initial: float = option(
+        1.0, "λ per frame at the start; about 1-4 from random weights, 0.1 after a first-order epoch"
+    )
     drop: float = option(2 / 3, "factor of λ when ρ > high_rho: the quadratic model is trusted more")
     boost: float = option(3 / 2, "factor of λ when ρ < low_rho or the update is rejected")
     low_rho: float = option(0.25, "ρ below which λ is raised")
@@ -19,10 +21,15 @@ class DampingOptions:
     largest: float = option(1e6, "ceiling of λ")
 
     def __post_init__(self) -> None:
-        require(0 < self.smallest <= self.initial <= self.largest, "damping.initial", self.initial, "must lie in bounds")
-        require(0 < self.drop <= 1, "damping.drop", self.drop, "must lie in (0, 1]")
-        require(self.boost >= 1, "damping.boost", self.boost, "must be at least 1")
-        require(0 <= self.low_rho < self.high_rho, "damping.low_rho", self.low_rho, "must lie below high_rho")
+        require(
+            0 < self.smallest <= self.initial <= self.largest,
+            "optimizer.damping.initial",
+            self.initial,
+            "must lie in bounds",
+        )
+        require(0 < self.drop <= 1, "optimizer.damping.drop", self.drop, "must lie in (0, 1]")
+        require(self.boost >= 1, "optimizer.damping.boost", self.boost, "must be at least 1")
+        require(0 <= self.low_rho < self.high_rho, "optimizer.damping.low_rho", self.low_rho, "must lie below high_rho")
 
     def after(self, damping: float, rho: float | None) -> float:
         """λ after an update with reduction ratio ρ; ρ None (the model predicted nothing to speak of) leaves it.

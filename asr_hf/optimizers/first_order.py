@@ -2,7 +2,6 @@
 
 import math
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -24,7 +23,9 @@ class FirstOrderOptions:
     minibatch_frames: int = option(256, "frames per minibatch")
     minibatches_per_step: int = option(1, "minibatches per step; ranks beyond this number idle")
     weight_decay: float = option(0.0, "ω of the penalty ½ω‖θ‖² per frame")
-    newbob_start: float = option(0.005, "relative fall of held-out loss in an epoch below which the rate starts to halve")
+    newbob_start: float = option(
+        0.005, "relative fall of held-out loss in an epoch below which the rate starts to halve"
+    )
     newbob_stop: float = option(0.001, "relative fall of held-out loss in an epoch below which a halving run ends")
     clip: float = option(5.0, "largest ‖gradient‖ per frame; a larger one is scaled down to it")
 
@@ -108,7 +109,9 @@ class FirstOrder:
     """
 
     options: FirstOrderOptions
-    pause_after = math.inf  # seconds after which `step` returns None within an epoch, so that a checkpoint can be written
+    pause_after = (
+        math.inf
+    )  # seconds after which `step` returns None within an epoch, so that a checkpoint can be written
 
     def __init__(self, options: FirstOrderOptions, state: FirstOrderState, seed: int) -> None:
         self.options, self.state, self.seed = options, state, seed
@@ -202,7 +205,16 @@ class FirstOrder:
 
     def _epoch(self, first: int, count: int) -> Sample:
         return Sample(
-            "train", "frames", 1.0, self.options.minibatch_frames, False, self.seed, self.state.update, "epoch", first, count
+            "train",
+            "frames",
+            1.0,
+            self.options.minibatch_frames,
+            False,
+            self.seed,
+            self.state.update,
+            "epoch",
+            first,
+            count,
         )
 
     def _heldout(self, objective: Objective) -> float:

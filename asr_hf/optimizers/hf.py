@@ -8,8 +8,8 @@ Symbols, with losses, gradients and products per frame (sums divided by their fr
     λ                damping per frame
     φ(d)             gᵀd + ½ dᵀ(G + λI)d, minimised by CG
     q(d)             gᵀd + ½ dᵀG d, the undamped model in ρ = (L(θ+d) − L(θ)) / q(d), L on S_g
-Source: Kingsbury, Sainath and Soltau (2012), algorithm 1; Martens (2010). ρ from training data and the curvature sample of
-frames rather than utterances are our choices (docs/architecture.md).
+Source: Kingsbury, Sainath and Soltau (2012), algorithm 1; Martens (2010). That ρ comes from training data, and that
+curvature samples of frame models are drawn by frames rather than utterances, are our choices.
 """
 
 import math
@@ -89,9 +89,9 @@ class HessianFree:
     def view(self) -> str:
         o = self.options
         return (
-            f"Hessian-free: {o.updates} updates; gradient on {o.gradient_share:.0%}, curvature on {o.curvature_share:.1%} "
-            f"of the frames; λ₀ {o.damping.initial:g} (×{o.damping.drop:.3g} / ×{o.damping.boost:.3g}); "
-            f"warm start {o.warm_start:g}\n{view(o.cg)}"
+            f"Hessian-free: {o.updates} updates; gradient on {o.gradient_share:.0%}, curvature on "
+            f"{o.curvature_share:.1%} of the frames; λ₀ {o.damping.initial:g} "
+            f"(×{o.damping.drop:.3g} / ×{o.damping.boost:.3g}); warm start {o.warm_start:g}\n{view(o.cg)}"
         )
 
     def best(self) -> torch.Tensor:
@@ -143,7 +143,7 @@ class HessianFree:
     def _try(
         self, objective: Objective, gradient: torch.Tensor, chosen: Iterate, heldout: float, report: StepReport
     ) -> None:
-        """ρ and Armijo along the chosen iterate; θ moves and λ follows ρ unless Armijo or the held-out loss forbid it."""
+        """ρ and Armijo along the chosen iterate; θ moves and λ follows ρ unless Armijo or held-out loss forbid it."""
         state, d, current = self.state, chosen.x, self._loss_at_theta
         loss_at_d = self._loss(objective, state.theta + d)
         slope = dot(gradient, d)

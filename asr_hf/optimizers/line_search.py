@@ -17,9 +17,9 @@ class ArmijoOptions:
     trials: int = option(60, "trials before the update is rejected")
 
     def __post_init__(self) -> None:
-        require(0 < self.slope < 1, "armijo.slope", self.slope, "must lie in (0, 1)")
-        require(0 < self.rate < 1, "armijo.rate", self.rate, "must lie in (0, 1)")
-        require(self.trials >= 1, "armijo.trials", self.trials, "must be at least 1")
+        require(0 < self.slope < 1, "optimizer.armijo.slope", self.slope, "must lie in (0, 1)")
+        require(0 < self.rate < 1, "optimizer.armijo.rate", self.rate, "must lie in (0, 1)")
+        require(self.trials >= 1, "optimizer.armijo.trials", self.trials, "must be at least 1")
 
 
 def backtrack(

@@ -21,7 +21,7 @@ class StepReport:
         step: factor of the direction that was taken (first-order methods: the learning rate).
         note: why the update went as it did, a sentence for people.
         damping, rho, cg_iterations, cg_stop: of second-order methods.
-        seconds: per phase (gradient, linearisation, products, evaluation, communication, vectors) and "total".
+        seconds: per phase (gradient, linearisation, products, evaluation, communication, master) and "total".
         vectors: vectors (N,) sent or reduced between ranks.
         rank_frames, rank_seconds: per rank.
     """
@@ -45,7 +45,7 @@ class StepReport:
     def add_account(self, account: Account, elapsed: float) -> None:
         """Enter an account of this step; what no phase took is the optimiser's own vector algebra."""
         seconds = dict(account.seconds)
-        seconds["vectors"] = max(0.0, elapsed - sum(seconds.values()))
+        seconds["master"] = max(0.0, elapsed - sum(seconds.values()))
         seconds["total"] = elapsed
         self.seconds = {phase: round(value, 4) for phase, value in seconds.items()}
         self.vectors = account.vectors

@@ -26,14 +26,22 @@ class CgOptions:
     """When conjugate gradients stop."""
 
     max_iterations: int = option(30, "limit of CG iterations (products) per solve")
-    progress_tolerance: float = option(5e-4, "Martens' test: relative progress of the quadratic model per iteration")
+    progress_tolerance: float = option(5e-4, "Martens' test: relative progress of φ per iteration; 0 switches it off")
     residual_tolerance: float = option(0.0, "stop when ‖r‖ ≤ this times ‖b‖; 0 switches the test off")
 
     def __post_init__(self) -> None:
-        require(self.max_iterations >= 1, "cg.max_iterations", self.max_iterations, "must be at least 1")
-        require(self.progress_tolerance >= 0, "cg.progress_tolerance", self.progress_tolerance, "must not be negative")
+        require(self.max_iterations >= 1, "optimizer.cg.max_iterations", self.max_iterations, "must be at least 1")
         require(
-            0 <= self.residual_tolerance < 1, "cg.residual_tolerance", self.residual_tolerance, "must lie in [0, 1)"
+            self.progress_tolerance >= 0,
+            "optimizer.cg.progress_tolerance",
+            self.progress_tolerance,
+            "must not be negative",
+        )
+        require(
+            0 <= self.residual_tolerance < 1,
+            "optimizer.cg.residual_tolerance",
+            self.residual_tolerance,
+            "must lie in [0, 1)",
         )
 
 

@@ -26,13 +26,13 @@ def progress_stalled(quadratics: Sequence[float], tolerance: float) -> bool:
 
     Args:
         quadratics: φ₀ … φᵢ, the quadratic model at every iterate so far.
-        tolerance: relative progress per iteration; 5e-4 in Martens' released code.
+        tolerance: relative progress per iteration; 5e-4 in Martens' released code, 0 switches it off.
 
     Source: Martens, Deep learning via Hessian-free optimization (2010), section 4.4, and its released code.
     """
     i = len(quadratics) - 1
     k = max(10, math.ceil(0.1 * i))
-    if i <= k or quadratics[i] >= 0:
+    if tolerance == 0 or i <= k or quadratics[i] >= 0:
         return False
     return (quadratics[i] - quadratics[i - k]) / quadratics[i] < k * tolerance
 

@@ -11,7 +11,7 @@ from asr_hf.optimizers.optimizer import StepReport
 
 HEADER = (
     f"{'update':>6} {'loss':>8} {'held-out':>8} {'|g|':>8} {'λ':>8} {'ρ':>6} {'CG':>3} {'stop':<10} {'step':>7} "
-    f"{'grad':>6} {'lin':>5} {'prod':>6} {'eval':>6} {'comm':>5} {'vec':>5} {'total':>7}  note"
+    f"{'grad':>6} {'lin':>5} {'prod':>6} {'eval':>6} {'comm':>5} {'master':>6} {'total':>7}  note"
 )
 
 
@@ -74,7 +74,7 @@ def terminal_row(report: StepReport) -> str:
         f"{number(report.damping, 8, 3)} {number(report.rho, 6, 2)} {number(report.cg_iterations, 3, 3)} "
         f"{(report.cg_stop or '-'):<10.10} {report.step:>7.3g} "
         f"{seconds['gradient']:>6.1f} {seconds['linearisation']:>5.1f} {seconds['products']:>6.1f} "
-        f"{seconds['evaluation']:>6.1f} {seconds['communication']:>5.1f} {seconds['vectors']:>5.1f} "
+        f"{seconds['evaluation']:>6.1f} {seconds['communication']:>5.1f} {seconds['master']:>6.1f} "
         f"{seconds['total']:>7.1f}  {report.note}"
     )
 

@@ -57,8 +57,8 @@ def work(task: object) -> None:
 
     assert isinstance(task, Task)
     torch.set_num_threads(task.options["cluster"].threads)
-    corpus = _load(task.options, check=False)
-    _, evaluator = _build(task.options, corpus)
+    corpus = load_data(task.options, check=False)
+    _, evaluator = build(task.options, corpus)
     serve(Ranks(), evaluator, task.options["cluster"].dedicated_master)
 
 
@@ -80,8 +80,8 @@ def train(run_dir: Path, options: Options, config_yaml: str) -> str:
         return f"{run_dir} is finished already; remove it to train anew"
     torch.set_num_threads(options["cluster"].threads)
     settings: TrainingOptions = options["training"]
-    corpus = _load(options, check=True)
-    model, evaluator = _build(options, corpus)
+    corpus = load_data(options, check=True)
+    model, evaluator = build(options, corpus)
     theta = evaluator.layout.flatten(dict(model.named_parameters())).detach().clone()
     if settings.init:
         theta = _initial(settings.init, model, evaluator)
@@ -93,12 +93,13 @@ def train(run_dir: Path, options: Options, config_yaml: str) -> str:
     else:
         print(f"starting a new run in {run_dir}", flush=True)
     _save_config(run_dir, config_yaml)
-    objective, let_go = _objective(options, evaluator)
+    objective, let_go = open_objective(options, evaluator)
     try:
         train_sum, heldout_sum = objective.frames("train"), objective.frames("heldout")
         print(
             f"{len(corpus.sets['train'].ids)} utterances, {train_sum:,} frames; held-out {heldout_sum:,} frames; "
-            f"{corpus.num_pdfs} pdfs; {evaluator.layout.size:,} parameters; {launched_ranks()} ranks\n{optimizer.view()}"
+            f"{corpus.num_pdfs} pdfs; {evaluator.layout.size:,} parameters; {launched_ranks()} ranks\n"
+            f"{optimizer.view()}"
         )
         monitor = Monitor(run_dir, optimizer.state.update)
         _loop(run_dir, objective, optimizer, monitor, settings, layout)
@@ -132,19 +133,20 @@ def _loop(
         write_checkpoint(run_dir / "checkpoints", optimizer.state, layout, settings.keep_checkpoints)
 
 
-def _load(options: Options, check: bool) -> Corpus:
-    window = True  # every model so far classifies single frames
-    return load_corpus(options["corpus"], window, check, print if check else lambda line: None)
+def load_data(options: Options, check: bool) -> Corpus:
+    """The corpus of a run; the master checks it and says what it leaves out, workers (`check` False) do neither."""
+    return load_corpus(options["corpus"], options["model"].frame_model, check, print if check else lambda line: None)
 
 
-def _build(options: Options, corpus: Corpus) -> tuple[AcousticModel, Evaluator]:
+def build(options: Options, corpus: Corpus) -> tuple[AcousticModel, Evaluator]:
+    """The model of a run with its initial weights, and this process' evaluator."""
     dim = corpus.sets["train"].dim
     model = options["model"].build(dim, corpus.num_pdfs, options["training"].seed)
     evaluator = Evaluator(model, options["criterion"].build(), corpus.sets, torch.device("cpu"))
     return model, evaluator
 
 
-def _objective(options: Options, evaluator: Evaluator) -> tuple[LocalObjective, Any]:
+def open_objective(options: Options, evaluator: Evaluator) -> tuple[LocalObjective, Any]:
     """The objective of this run, and what lets the workers go at its end."""
     bad_share = options["training"].bad_share
     if launched_ranks() == 1:

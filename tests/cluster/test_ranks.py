@@ -1,0 +1,89 @@
+"""Results do not depend on the number of ranks; a rank that waits sleeps; a rank that fails ends the run."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+
+
+@pytest.fixture(scope="session")
+def alone(tiny_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict:
+    """What one process without MPI computes."""
+    out = tmp_path_factory.mktemp("alone") / "out.json"
+    subprocess.run([sys.executable, HERE / "same_bits.py", tiny_corpus, out], check=True, timeout=120)
+    return json.loads(out.read_text())
+
+
+@pytest.mark.parametrize(("ranks", "dedicated"), [(2, False), (3, False), (3, True), (4, False)])
+def test_same_bits_on_any_number_of_ranks(ranks, dedicated, alone, tiny_corpus, tmp_path, mpiexec) -> None:
+    out = tmp_path / "out.json"
+    done = mpiexec(ranks, HERE / "same_bits.py", tiny_corpus, out, *["dedicated"] * dedicated)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(out.read_text())
+    assert found["ranks"] == ranks
+    assert found["answers"] == alone["answers"]
+    for of_ranks, of_one in zip(found["account"]["rank_frames"], alone["account"]["rank_frames"], strict=True):
+        assert len(of_ranks) == ranks
+        assert sum(of_ranks) == sum(of_one)  # every frame of every sample was evaluated by exactly one rank
+        working = of_ranks[1:] if dedicated else of_ranks
+        assert min(working) > 0
+        assert of_ranks[0] == 0 or not dedicated
+    assert all(vectors > 0 for vectors in found["account"]["vectors"])
+    assert alone["account"]["vectors"] == [0] * 5  # no traffic on one process
+
+
+SLEEPY = """
+import resource, sys, time
+from asr_hf.cluster.ranks import Ranks
+ranks = Ranks()
+ranks.meet()
+begin, cpu = time.perf_counter(), time.process_time()
+if ranks.rank == 0:
+    time.sleep(3.0)
+ranks.meet()
+wall, used = time.perf_counter() - begin, time.process_time() - cpu
+print(f"rank {ranks.rank} waited {wall:.2f} used {used:.3f}", flush=True)
+sys.exit(0 if used < 0.1 * wall else 3)
+"""
+
+
+def test_a_waiting_rank_sleeps(mpiexec) -> None:
+    done = mpiexec(2, "-c", SLEEPY)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "rank 1 waited" in done.stdout
+
+
+FAILING = """
+import sys
+from asr_hf.cluster.launch import run_on_ranks
+from asr_hf.cluster.ranks import Ranks
+from asr_hf.errors import InputError
+
+def master():
+    Ranks().broadcast_object("a task")
+    Ranks().meet()
+
+def work(task):
+    if sys.argv[1] == "bug":
+        raise ZeroDivisionError("a bug on a worker")
+    raise InputError("features of utterance 'x' are missing", "Compute them.")
+
+run_on_ranks(master, work)
+"""
+
+
+@pytest.mark.parametrize(
+    ("fault", "status", "said"), [("bug", 1, "ZeroDivisionError: a bug"), ("bad", 2, "utterance 'x'")]
+)
+def test_a_failing_rank_ends_the_run_with_its_reason(fault, status, said, mpiexec) -> None:
+    begin = time.monotonic()
+    done = mpiexec(3, "-c", FAILING, fault)
+    assert time.monotonic() - begin < 10 + 10  # 10 s after the start of three interpreters
+    assert done.returncode == status, done.stderr
+    assert said in done.stderr
+    assert ("Traceback" in done.stderr) == (fault == "bug")

@@ -1,0 +1,141 @@
+"""Conjugate gradients against dense solves in float64."""
+
+import numpy as np
+import pytest
+import torch
+
+from asr_hf.errors import OptionError
+from asr_hf.solvers.cg import CgOptions, conjugate_gradients, scaled_warm_start
+from asr_hf.solvers.stopping import StopReason, kept_iterations, progress_stalled
+from asr_hf.solvers.vectors import BLOCK, dot, norm
+
+TO_THE_END = CgOptions(max_iterations=200, progress_tolerance=0.0, residual_tolerance=1e-6)
+
+
+def positive_definite(size: int, seed: int) -> np.ndarray:
+    random = np.random.default_rng(seed)
+    root = random.normal(size=(size, size))
+    return root @ root.T / size + 0.1 * np.eye(size)
+
+
+def system(size: int = 60, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    return positive_definite(size, seed), np.random.default_rng(seed + 100).normal(size=size)
+
+
+def operator(matrix: np.ndarray):
+    dense = torch.from_numpy(matrix)
+    return lambda v: (dense @ v.double()).float()
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_cg_solves_as_numpy_does(seed: int) -> None:
+    matrix, b = system(seed=seed)
+    result = conjugate_gradients(operator(matrix), torch.from_numpy(b).float(), TO_THE_END)
+    exact = np.linalg.solve(matrix, b)
+    assert result.reason is StopReason.RESIDUAL
+    assert np.linalg.norm(result.x.numpy() - exact) <= 1e-4 * np.linalg.norm(exact)
+    assert result.quadratic == pytest.approx(-0.5 * b @ exact, rel=1e-5)
+
+
+def test_iterates_are_those_of_the_krylov_spaces() -> None:
+    """Iterate i minimises φ over span{b, Ab, …, A^{i−1}b}: compared with that minimiser found densely."""
+    matrix, b = system(size=20, seed=3)
+    for i in (1, 2, 4):
+        options = CgOptions(max_iterations=i, progress_tolerance=0.0)
+        x = conjugate_gradients(operator(matrix), torch.from_numpy(b).float(), options).x.numpy()
+        basis = np.linalg.qr(np.stack([np.linalg.matrix_power(matrix, k) @ b for k in range(i)], axis=1))[0]
+        exact = basis @ np.linalg.solve(basis.T @ matrix @ basis, basis.T @ b)
+        assert np.linalg.norm(x - exact) <= 1e-4 * np.linalg.norm(exact)
+
+
+def test_quadratic_falls_and_is_the_true_one() -> None:
+    matrix, b = system(seed=1)
+    seen: list[tuple[int, float, float]] = []
+    result = conjugate_gradients(
+        operator(matrix),
+        torch.from_numpy(b).float(),
+        CgOptions(max_iterations=25),
+        monitor=lambda *row: seen.append(row),
+    )
+    assert [row[0] for row in seen] == list(range(1, result.iterations + 1))
+    assert all(later < earlier for earlier, later in zip(result.quadratics, result.quadratics[1:], strict=False))
+    for kept in result.iterates:
+        x = kept.x.double().numpy()
+        assert kept.quadratic == pytest.approx(0.5 * x @ matrix @ x - b @ x, rel=1e-5)
+
+
+def test_warm_start_never_raises_the_quadratic() -> None:
+    matrix, b = system(seed=2)
+    exact = np.linalg.solve(matrix, b)
+    for start in (exact, -exact, 50 * exact, np.random.default_rng(1).normal(size=len(b))):
+        begin = torch.from_numpy(start).float()
+        result = conjugate_gradients(operator(matrix), torch.from_numpy(b).float(), TO_THE_END, start=begin)
+        assert result.quadratics[0] <= 1e-6
+        assert np.linalg.norm(result.x.numpy() - exact) <= 1e-4 * np.linalg.norm(exact)
+
+
+def test_scaled_warm_start_is_the_line_minimiser() -> None:
+    matrix, b = system(seed=4)
+    start = np.linalg.solve(matrix, b) * 3 + 0.1
+    alpha = scaled_warm_start(*(torch.from_numpy(v).float() for v in (start, matrix @ start, b)))
+    grid = np.linspace(0, 1, 2001)
+    values = [0.5 * a * a * start @ matrix @ start - a * b @ start for a in grid]
+    assert alpha == pytest.approx(grid[int(np.argmin(values))], abs=1e-3)
+
+
+def test_negative_curvature_returns_the_best_so_far() -> None:
+    matrix, b = system(size=30, seed=5)
+    matrix[-1, :] = matrix[:, -1] = 0
+    matrix[-1, -1] = -1.0
+    b[-1] = 1e-3
+    result = conjugate_gradients(operator(matrix), torch.from_numpy(b).float(), TO_THE_END)
+    assert result.reason is StopReason.NEGATIVE_CURVATURE
+    assert not result.reason.healthy
+    assert result.quadratic == min(result.quadratics)
+    assert torch.isfinite(result.x).all()
+
+
+def test_non_finite_products_stop_the_solve() -> None:
+    result = conjugate_gradients(lambda v: v * float("nan"), torch.ones(4), TO_THE_END)
+    assert result.reason is StopReason.NON_FINITE
+    assert result.iterations == 0
+    assert not result.iterates
+
+
+def test_zero_right_hand_side() -> None:
+    result = conjugate_gradients(lambda v: v, torch.zeros(4), TO_THE_END)
+    assert result.reason is StopReason.ZERO_RHS
+
+
+def test_progress_test_is_martens() -> None:
+    falling = [-float(i) for i in range(40)]
+    assert not progress_stalled(falling, 5e-4)
+    flat = [*falling[:20], *[-20.0 - 1e-6 * i for i in range(20)]]
+    assert not progress_stalled(flat[:11], 5e-4)  # i = 10 is not above k = 10
+    assert progress_stalled(flat, 5e-4)
+    assert not progress_stalled([1.0] * 40, 5e-4)  # φ must be negative
+
+
+def test_progress_stops_an_easy_solve_early() -> None:
+    matrix, b = system(seed=6)
+    result = conjugate_gradients(operator(matrix + 10 * np.eye(60)), torch.from_numpy(b).float(), CgOptions(200))
+    assert result.reason is StopReason.PROGRESS
+    assert result.iterations < 20
+
+
+def test_kept_iterations_are_geometric() -> None:
+    assert sorted(kept_iterations(30)) == [5, 7, 9, 11, 15, 19, 25]
+
+
+def test_dot_accumulates_in_float64() -> None:
+    size = 3 * BLOCK + 17
+    a = torch.full((size,), 1.0)
+    a[0] = 1e8
+    exact = np.dot(a.double().numpy(), np.ones(size))
+    assert dot(a, torch.ones(size)) == exact
+    assert norm(torch.ones(size)) == pytest.approx(size**0.5, rel=1e-15)
+
+
+def test_impossible_options_are_refused() -> None:
+    with pytest.raises(OptionError, match="max_iterations"):
+        CgOptions(max_iterations=0)
