@@ -94,9 +94,14 @@ def _aligned(utterance: str, score: Score) -> str:
         refs.append(f"{ref or '*' * width:{width}}")
         hyps.append(f"{hyp or '*' * width:{width}}")
         marks.append(f"{mark:{width}}")
-    lines = [f"{utterance} (speaker {score.speaker_of[utterance]})"]
-    lines += [f"  {name} {' '.join(row)}".rstrip() for name, row in (("ref", refs), ("hyp", hyps), ("   ", marks))]
-    return "\n".join(lines) + "\n"
+    lines = [
+        f"{utterance} (speaker {score.speaker_of[utterance]})",
+        f"  ref {' '.join(refs)}",
+        f"  hyp {' '.join(hyps)}",
+    ]
+    if any(mark.strip() for mark in marks):
+        lines.append(f"      {' '.join(marks)}")
+    return "\n".join(line.rstrip() for line in lines) + "\n"
 
 
 def score_directory(data_dir: Path | str, hyp: Path | str, out_dir: Path | str) -> Score:

@@ -4,7 +4,7 @@ Tune on speakers that the model never saw in training, and never on the test set
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
@@ -14,7 +14,7 @@ import kaldialign
 from asr_hf.data.kaldi_dir import read_text
 from asr_hf.decoding.output import write_json
 from asr_hf.decoding.recognize import Task, Workers
-from asr_hf.decoding.score import check_ids
+from asr_hf.decoding.score import Words
 from asr_hf.decoding.search import DecodingOptions
 from asr_hf.errors import InputError
 from asr_hf.options import require
@@ -61,8 +61,7 @@ def tune(
     refs = read_text(feats_dir)
     with Workers(Task(str(feats_dir), str(graph_dir), str(model_dir), keep=True), jobs) as workers:
         ids = workers.utterances
-        check_ids(refs, dict.fromkeys(ids, ()))
-        words = sum(len(refs[utterance]) for utterance in ids)
+        words = _count_words(refs, ids, feats_dir)
 
         def errors(point: Point) -> int:
             title = f"scale {point[0]:g}, penalty {point[1]:g}"
@@ -114,7 +113,7 @@ def best_point(
     scale = best_on_line(lambda value: at((value, penalty)), scales, _next_ratio)
     penalty = best_on_line(lambda value: at((scale, value)), penalties, _next_difference)
     best = scale, penalty
-    for _ in range(EXTENSIONS):
+    for _ in range(EXTENSIONS if at(best) else 0):
         around = product(_around(scales, best[0], _next_ratio), _around(penalties, best[1], _next_difference))
         nearby = min(around, key=at)
         if at(nearby) >= at(best):
@@ -165,6 +164,17 @@ def _around(values: list[float], value: float, beyond: Callable[[float, float], 
             values.insert(0, beyond(values[0], values[1]))
     place = values.index(value)
     return values[max(0, place - 1) : place + 2]
+
+
+def _count_words(refs: Mapping[str, Words], ids: Sequence[str], feats_dir: Path | str) -> int:
+    """Reference words of the utterances (InputError where one has no transcript, or none has a word)."""
+    for utterance in ids:
+        if utterance not in refs:
+            raise InputError(f"{Path(feats_dir) / 'text'}: no transcript of utterance {utterance}", "Add its line.")
+    words = sum(len(refs[utterance]) for utterance in ids)
+    if not words:
+        raise InputError(f"{Path(feats_dir) / 'text'} has no word to tune on", "Tune on transcribed speech.")
+    return words
 
 
 def _middle(values: Sequence[float]) -> float:

@@ -10,11 +10,12 @@ from asr_hf.data.archive import write_matrices
 from asr_hf.data.features import FeatureOptions
 from asr_hf.data.fingerprint import write_fingerprint
 from asr_hf.data.kaldi_dir import read_transcripts
-from asr_hf.decoding.acoustic import HybridScorer, load_acoustic_model
+from asr_hf.decoding.acoustic import load_acoustic_model
 from asr_hf.decoding.decode import decode_directory
 from asr_hf.decoding.search import DecodingOptions
 from asr_hf.errors import InputError
-from asr_hf.models.saved import SavedModel
+from asr_hf.models.dnn import DnnOptions
+from asr_hf.models.saved import save_model
 
 OPTIONS = DecodingOptions(acoustic_scale=1.0)
 
@@ -43,8 +44,8 @@ def test_jobs_do_not_change_a_byte(task):
     assert one.stat().st_size > 100
 
 
-def test_an_utterance_without_a_path_is_empty_and_named(task):
-    task.matrices["s0-u00"] = task.matrices["s0-u00"][:1]  # shorter than any word, and its only path is unfinished
+def test_an_utterance_whose_path_does_not_end_is_named(task):
+    task.matrices["s0-u00"] = task.matrices["s0-u00"][:1]  # shorter than any word
     write_matrices(task.feats / "feats", sorted(task.matrices.items()))
     summary = decode(task)
     assert summary.unfinished == ("s0-u00",)
@@ -96,22 +97,21 @@ def test_an_unwritable_folder_is_named(task):
     assert task.out.read_text().startswith("a file")
 
 
-def test_a_network_is_scored_by_posterior_over_prior(task):
-    class Posteriors:
-        num_pdfs = 2
-        log_prior = np.log(np.array([0.8, 0.2], dtype=np.float32))
-
-        def log_posteriors(self, feats_TD):
-            return np.log(np.array([[0.5, 0.5], [0.9, 0.1]], dtype=np.float32))
-
-    model: SavedModel = Posteriors()  # type: ignore[assignment]
-    scores = HybridScorer(model).log_likelihoods(np.zeros((2, 3), dtype=np.float32))
-    assert np.allclose(np.exp(scores), [[0.625, 2.5], [1.125, 0.5]])
-    assert scores.dtype == np.float32
-    gmm = load_acoustic_model(task.model)
+def test_a_gmm_scores_by_its_density(task):
     x = task.matrices["s0-u00"]
     want = -0.5 * ((x[:, None] - 2 * np.eye(3)) ** 2).sum(-1) - 1.5 * np.log(2 * np.pi)
-    assert np.allclose(gmm.log_likelihoods(x), want, atol=1e-4)
+    assert np.allclose(load_acoustic_model(task.model).log_likelihoods(x), want, atol=1e-4)
+
+
+def test_a_network_scores_by_posterior_over_prior_and_decodes(task):
+    options = DnnOptions(hidden_layers=1, width=8, context=2)
+    prior = np.log(np.array([0.7, 0.2, 0.1], dtype=np.float32))
+    save_model(task.model, options.build(3, 3, seed=0), options, prior)
+    x = task.matrices["s0-u00"]
+    scores = load_acoustic_model(task.model).log_likelihoods(x)
+    assert np.allclose((np.exp(scores) * [0.7, 0.2, 0.1]).sum(1), 1.0, atol=1e-5)  # p(x|pdf) p(pdf) / p(x) sums to 1
+    assert scores.dtype == np.float32
+    assert decode(task).utterances == 12
 
 
 def test_the_command_takes_the_tuned_scales(task, capsys):
