@@ -4,7 +4,8 @@
   asr-hf tri feats/train lang exp/mono exp/tri tree.leaves=2000 gmm.gaussians=8
 
 MODEL gets hmm.json (with the tree), gmm.safetensors, features.json and the alignments pdf.scp, state.scp of FEATS. One
-line a pass: log-likelihood per frame, Gaussians, seconds. The HMM topology is that of the alignments.
+line a pass: log-likelihood per frame, Gaussians, seconds. The HMM topology is that of the alignments. The options of
+gmm are those of gmm=triphone (4 Gaussians per pdf, 4 first passes) unless another choice is given.
 """
 
 import argparse
@@ -25,6 +26,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, overrides: list[str]) -> None:
     from asr_hf.hmm.triphone import train_tri
 
+    if not any(override.startswith("gmm=") for override in overrides):
+        overrides = ["gmm=triphone", *overrides]
     options = config.compose(GROUPS, overrides, args.config_dir)
     report = train_tri(
         args.feats, args.lang, args.ali, args.model, options["gmm"], options["tree"], args.jobs,
