@@ -32,7 +32,7 @@ pre { overflow-x: auto; font-size: .8rem; }
 """
 # heading, [(key of the log's rows, name of the curve)], logarithmic
 PLOTS: list[tuple[str, list[tuple[str, str]], bool]] = [
-    ("Loss per frame (nats)", [("loss", "training"), ("heldout", "held-out")], False),
+    ("Loss per frame (nats)", [("loss", "training, before the update"), ("heldout", "held-out, after it")], False),
     ("Damping λ", [("damping", "λ")], True),
     ("Reduction ratio ρ", [("rho", "ρ")], False),
     ("CG iterations", [("cg_iterations", "iterations")], False),
