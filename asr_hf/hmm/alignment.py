@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
-from asr_hf.data.archive import FeatureArchive, read_int_vectors, write_int_vectors
+from asr_hf.data.archive import FeatureArchive, write_int_vectors
+from asr_hf.data.folder import whole_folder
 from asr_hf.data.kaldi_dir import read_text
 from asr_hf.errors import InputError
-from asr_hf.hmm.folder import written_folder
 from asr_hf.hmm.lang import Lang
 from asr_hf.hmm.model import HmmModel
 from asr_hf.hmm.training_graph import TrainingGraph, training_graph
@@ -78,27 +78,6 @@ def write_alignments(folder: Path, alignments: Mapping[str, Alignment], final_di
         write_int_vectors(folder / name, vectors, final_dir=final_dir)
 
 
-def read_alignments(ali_dir: Path | str, archive: FeatureArchive | None = None) -> dict[str, np.ndarray]:
-    """Utterance -> (T,) int32 pdfs of an ALI folder, checked against its model and, if given, against the features.
-
-    Utterances that have only features or only an alignment are left to the caller.
-
-    Raises:
-        InputError: names the utterance: a pdf outside the model, or another number of frames than its features.
-    """
-    num_pdfs = HmmModel.load(ali_dir).num_pdfs
-    alignments = read_int_vectors(Path(ali_dir) / "pdf.scp")
-    for utterance, pdf_T in alignments.items():
-        if len(pdf_T) == 0 or pdf_T.min() < 0 or pdf_T.max() >= num_pdfs:
-            raise InputError(
-                f"{ali_dir}: utterance {utterance} is empty or has a pdf outside 0 … {num_pdfs - 1}",
-                "Make the alignments and their hmm.json with the same model.",
-            )
-        if archive is not None and utterance in archive:
-            check_length(utterance, len(pdf_T), archive, ali_dir)
-    return alignments
-
-
 def check_length(utterance: str, frames: int, archive: FeatureArchive, source: Path | str) -> None:
     """Refuse an alignment that is longer or shorter than its features (InputError)."""
     available = archive.num_frames(utterance)
@@ -159,7 +138,7 @@ def align(
                 found[utterance] = alignment
     left_out = sorted(set(archive.keys()) - found.keys())
     require_some(found, left_out)
-    with written_folder(ali_dir, "hmm.json") as folder:
+    with whole_folder(ali_dir, "hmm.json") as folder:
         write_alignments(folder, found, ali_dir)
         hmm.save(folder)
         shutil.copyfile(Path(feats_dir) / "features.json", folder / "features.json")

@@ -104,5 +104,6 @@ def read_fst(path: Path | str) -> kaldifst.StdVectorFst:
 
 
 def write_fst(fst: kaldifst.StdVectorFst, path: Path | str) -> None:
+    """Write an OpenFst vector FST (InputError when the file system refuses)."""
     if not fst.write(str(path)):
-        raise OSError(f"cannot write {path}")
+        raise InputError(f"{path} cannot be written", "Free some space, or name a folder that can be written.")

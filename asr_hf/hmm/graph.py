@@ -13,9 +13,9 @@ from pathlib import Path
 import kaldifst
 import numpy as np
 
+from asr_hf.data.folder import whole_folder
 from asr_hf.errors import InputError
 from asr_hf.hmm.alignment import require_same_phones
-from asr_hf.hmm.folder import written_folder
 from asr_hf.hmm.fst import FstArrays, read_fst, write_fst
 from asr_hf.hmm.lang import Lang
 from asr_hf.hmm.model import HmmModel
@@ -61,7 +61,7 @@ def make_graph(
     hclg = compose_graph(lang, hmm, options)
     if len(hclg.src) == 0:
         raise InputError(f"the graph of {lang_dir} is empty: no word sequence has a path", "Check lexicon and lm.arpa.")
-    with written_folder(graph_dir, "graph.json") as folder:
+    with whole_folder(graph_dir, "graph.json") as folder:
         write_fst(hclg.to_fst(), folder / "HCLG.fst")
         shutil.copyfile(lang.folder / "words.txt", folder / "words.txt")
         report = GraphReport(len(hclg.final), len(hclg.src))

@@ -14,9 +14,9 @@ import kaldiio
 import numpy as np
 
 from asr_hf.data.archive import FeatureArchive, read_int_vectors, write_int_vectors
+from asr_hf.data.folder import whole_folder
 from asr_hf.errors import InputError
 from asr_hf.hmm.alignment import AlignmentReport, check_length
-from asr_hf.hmm.folder import written_folder
 from asr_hf.hmm.model import HmmModel
 from asr_hf.options import require_choice
 
@@ -227,7 +227,7 @@ def import_kaldi_alignments(
     if archive is not None:
         for utterance in pdfs.keys() & set(archive.keys()):
             check_length(utterance, len(pdfs[utterance]), archive, sources[0])
-    with written_folder(ali_dir, "hmm.json") as folder:
+    with whole_folder(ali_dir, "hmm.json") as folder:
         write_int_vectors(folder / "pdf", sorted(pdfs.items()), final_dir=ali_dir)
         HmmModel(model.num_pdfs).save(folder)
         if feats_dir is not None:

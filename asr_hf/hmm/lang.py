@@ -6,9 +6,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from asr_hf.data.folder import whole_folder
 from asr_hf.data.kaldi_dir import read_transcripts
 from asr_hf.errors import InputError
-from asr_hf.hmm.folder import written_folder
 from asr_hf.hmm.fst import write_fst
 from asr_hf.hmm.lexicon import (
     BACKOFF,
@@ -159,7 +159,7 @@ def make_lang(
     sentences = [lang.known_words(utterance, transcripts[utterance], text_path) for utterance in sorted(transcripts)]
     occurring = {word for sentence in sentences for word in sentence}
     vocabulary = [word for word in lexicon.words if word != options.unknown or word in occurring]
-    with written_folder(lang_dir, "lang.json") as folder:
+    with whole_folder(lang_dir, "lang.json") as folder:
         _write_symbols(folder / "words.txt", words)
         _write_symbols(folder / "phones.txt", lang.phones)
         (folder / "lexicon.txt").write_text(

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from asr_hf.data.archive import FeatureArchive
+from asr_hf.data.folder import whole_folder
 from asr_hf.errors import InputError
 from asr_hf.hmm.alignment import Alignment, align_batch, require_some, write_alignments
-from asr_hf.hmm.folder import written_folder
 from asr_hf.hmm.gmm import Gmm, GmmOptions, GmmStats, growth_stages
 from asr_hf.hmm.lang import Lang
 from asr_hf.hmm.model import HmmModel
@@ -182,7 +182,7 @@ class ViterbiTraining:
         alignments = {name: ali for chunk in self.alignments for name, ali in chunk.items()}
         left_out = sorted(set(names) - alignments.keys())
         require_some(alignments, left_out)
-        with written_folder(model_dir, "hmm.json") as folder:
+        with whole_folder(model_dir, "hmm.json") as folder:
             self.gmm.save(folder)
             self.hmm.save(folder)
             write_alignments(folder, alignments, model_dir)
