@@ -60,7 +60,8 @@ first_order() { neural 1 "dnn-ce-$1" optimizer="$1" training.seed="$2"; }
 realign() { asr-hf align "$fbank/train+heldout" "$lang" "$dir/dnn-ce-hf" "$dir/ali-dnn-ce-hf"; }
 
 scoring="  tune on dev, decode and score dev and test"
-stage 0 "find the corpus, cut it, validate it" prepare "$fold"
+# the checksum makes a changed prepare.py run again
+stage 0 "find the corpus, cut it, validate it" prepare "$fold" "$(cksum <recipes/an4/prepare.py)"
 stage 1 "features: MFCC and filterbank" features
 stage 2 "lexicon, n-gram" make_lang
 stage 3 "monophone GMM: flat start, decoding graph" monophone

@@ -51,7 +51,8 @@ report() {
 }
 
 scoring="  tune on dev, decode and score dev and test"
-stage 0 "speak the corpus, validate it" prepare
+# the checksum makes a changed prepare.py run again
+stage 0 "speak the corpus, validate it" prepare "$(cksum <recipes/digits/prepare.py)"
 stage 1 "features: MFCC and filterbank" features
 stage 2 "lexicon, n-gram" make_lang
 stage 3 "monophone GMM: flat start, decoding graph" monophone
