@@ -1,16 +1,15 @@
-"""Back-off n-gram language models by kaldingram (Kneser-Ney) and the acceptor G by kaldilm."""
+"""N-gram language models from kaldingram's Kneser-Ney counts, and the acceptor G by kaldilm."""
 
 import contextlib
 import io
 import logging
-import os
+import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 import kaldifst
-import kaldilm
 from kaldingram.prune import ArpaParser, prune
 from kaldingram.train import NgramCounts
 
@@ -18,13 +17,12 @@ from asr_hf.errors import InputError
 from asr_hf.hmm.fst import read_fst
 
 _UNSEEN = "<unseen>"  # the one context in which a word without occurrences is counted
-_NEVER = 1e-99  # kaldingram's zero probability
 
 
 def estimate(
     sentences: Iterable[tuple[str, ...]], vocabulary: Iterable[str], order: int, prune_threshold: float, arpa: Path
 ) -> None:
-    """Estimate an n-gram over a whole vocabulary and write it as ARPA.
+    """Estimate an interpolated Kneser-Ney n-gram over a whole vocabulary and write it as ARPA.
 
     Kneser-Ney unigrams count the contexts of a word. A word of the vocabulary that never occurs is given one context,
     so that it has the mass of the rarest word seen. The probabilities after every history sum to one.
@@ -46,30 +44,30 @@ def estimate(
             counts.add_count((), word, _UNSEEN, 1)
         counts.cal_discounting_constants()
         counts.cal_f()
-        complete = _renormalise_complete_histories(counts)
-        counts.cal_bow()
-        for history in complete:
-            counts.counts[len(history) - 1][history[:-1]].word_to_bow[history[-1]] = _NEVER
+        _interpolate(counts)
         with open(arpa, "w", encoding="utf-8") as file:
             counts.print_as_arpa(file)
         if prune_threshold > 0:
             _prune(arpa, prune_threshold)
 
 
-def _renormalise_complete_histories(counts: NgramCounts) -> list[tuple[str, ...]]:
-    """Histories after which every possible word was seen: they cannot back off, so their discount is given back.
+def _interpolate(counts: NgramCounts) -> None:
+    """Kneser-Ney with interpolation: p(w|h) = f(w|h) + γ(h) p(w|h′), h′ one word shorter, γ(h) = 1 − Σ_w f(w|h).
 
-    kaldingram leaves such a history a back-off weight of one or of rounding noise, which G would take for a free path.
+    Chen & Goodman 1998, equation 24; f is kaldingram's discounted relative frequency. γ is the back-off weight. A seen
+    n-gram is never less likely than by backing off, so that the best path through G has the model's own probability;
+    kaldingram's own back-off weights exceed one where few words are unseen.
     """
-    complete = []
+    for after in counts.counts[counts.ngram_order - 1].values():
+        after.word_to_bow = dict.fromkeys(after.word_to_f)
     for order in range(1, counts.ngram_order):
+        for after in counts.counts[order - 1].values():
+            after.word_to_bow = dict.fromkeys(after.word_to_f)
         for history, after in counts.counts[order].items():
+            gamma = 1.0 - sum(after.word_to_f.values())
             lower = counts.counts[order - 1][history[1:]].word_to_f
-            if sum(lower[word] for word in after.word_to_f) > 1 - 1e-9:
-                total = sum(after.word_to_f.values())
-                after.word_to_f = {word: f / total for word, f in after.word_to_f.items()}
-                complete.append(history)
-    return complete
+            after.word_to_f = {word: f + gamma * lower[word] for word, f in after.word_to_f.items()}
+            counts.counts[order - 1][history[:-1]].word_to_bow[history[-1]] = gamma
 
 
 def _prune(arpa: Path, threshold: float) -> None:
@@ -80,32 +78,21 @@ def _prune(arpa: Path, threshold: float) -> None:
     parser.dumpf(model, str(arpa), encoding="utf-8")
 
 
-@contextlib.contextmanager
-def _native_stderr_to(file: io.BufferedRandom) -> Iterator[None]:
-    """Send what C++ writes to file descriptor 2 into a file."""
-    sys.stderr.flush()
-    saved = os.dup(2)
-    try:
-        os.dup2(file.fileno(), 2)
-        yield
-    finally:
-        os.dup2(saved, 2)
-        os.close(saved)
-
-
 def arpa_to_acceptor(arpa: Path, words_txt: Path, backoff: str) -> kaldifst.StdVectorFst:
     """G: the ARPA model as an acceptor of word numbers whose back-off arcs read the symbol `backoff`.
+
+    kaldilm runs in a process of its own, because it logs to stderr and aborts on a bad file.
 
     Raises:
         InputError: kaldilm refuses the file; its own message is quoted.
     """
-    with tempfile.TemporaryDirectory() as folder, open(Path(folder) / "log", "w+b") as log:
+    with tempfile.TemporaryDirectory() as folder:
         fst = Path(folder) / "G.fst"
-        try:
-            with _native_stderr_to(log):
-                kaldilm.arpa2fst(str(arpa), str(fst), disambig_symbol=backoff, read_symbol_table=str(words_txt))
-        except RuntimeError:
-            log.seek(0)
-            lines = log.read().decode("utf-8", "replace").strip().splitlines() or ["no message"]
-            raise InputError(f"{arpa} is no usable ARPA model: {lines[-1]}", "Correct the language model.") from None
+        symbols = [f"--disambig-symbol={backoff}", f"--read-symbol-table={words_txt}"]
+        command = [sys.executable, "-m", "kaldilm", *symbols, str(arpa), str(fst)]
+        done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, check=False)
+        if done.returncode != 0:
+            lines = done.stderr.decode("utf-8", "replace").strip().splitlines()
+            reason = next((line for line in reversed(lines) if line.startswith("[E]")), "kaldilm failed")
+            raise InputError(f"{arpa} is no usable ARPA model: {reason}", "Correct the language model.")
         return read_fst(fst)
