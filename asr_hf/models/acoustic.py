@@ -28,6 +28,11 @@ class AcousticModel(nn.Module, ABC):
     def forward(self, x_BWD: torch.Tensor) -> dict[str, torch.Tensor]:
         """Map input windows to named outputs; "output" (B, T, P) holds the unnormalised log posteriors."""
 
+    def start_from_prior(self, log_prior_P: torch.Tensor) -> None:
+        """Set the bias of the last layer to the log prior of the pdfs, so that training need not find the prior first."""
+        with torch.no_grad():
+            self.get_parameter("output.bias").copy_(log_prior_P)
+
     def block_of(self, parameter: str) -> str:
         """The block that a parameter belongs to in block-diagonal methods: its top-level module."""
         return parameter.split(".", maxsplit=1)[0]

@@ -140,8 +140,9 @@ def load_data(options: Options, check: bool) -> Corpus:
 
 def build(options: Options, corpus: Corpus) -> tuple[AcousticModel, Evaluator]:
     """The model of a run with its initial weights, and this process' evaluator."""
-    dim = corpus.sets["train"].dim
-    model = options["model"].build(dim, corpus.num_pdfs, options["training"].seed)
+    settings: TrainingOptions = options["training"]
+    model = options["model"].build(corpus.sets["train"].dim, corpus.num_pdfs, settings.seed)
+    model.start_from_prior(torch.from_numpy(log_prior(corpus.pdf_counts, settings.prior_floor)))
     evaluator = Evaluator(model, options["criterion"].build(), corpus.sets, torch.device("cpu"))
     return model, evaluator
 
