@@ -6,6 +6,7 @@ final.mdl (gmm-copy --binary=false, or copy-transition-model --binary=false) has
 
 import gzip
 import shutil
+import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,7 +64,7 @@ class _Tokens:
         return word
 
     def fail(self, what: str) -> InputError:
-        line = self._words[min(self._next, len(self._words)) - 1][1]
+        line = self._words[max(0, min(self._next, len(self._words)) - 1)][1]
         return InputError(f"{self.path}:{line}: {what}", _REMEDY)
 
     def expect(self, *names: str) -> str:
@@ -169,7 +170,7 @@ def _read_vectors(path: Path) -> Iterator[tuple[str, np.ndarray]]:
                 if vector.ndim != 1 or vector.dtype.kind != "i":
                     raise InputError(f"{path}: utterance {utterance} is no vector of integers", "Name alignments.")
                 yield utterance, vector
-    except (OSError, ValueError, EOFError, AssertionError, RuntimeError) as error:
+    except (OSError, ValueError, EOFError, AssertionError, RuntimeError, struct.error) as error:
         raise InputError(
             f"{path} cannot be read ({error or type(error).__name__})", "Name an ark of alignments."
         ) from None
