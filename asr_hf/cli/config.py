@@ -91,18 +91,21 @@ def _refuse_foreign(overrides: list[str], groups: tuple[str, ...]) -> None:
             )
 
 
+_NOISE = ("full_key:", "object_type=", "reference_type=", "To append to your config", "Available options")
+
+
 def _reason(error: BaseException) -> str:
-    """What Hydra or OmegaConf say is wrong, on one line: the override first, then the innermost reason."""
-    sentences = [_first_line(error)]
+    """What Hydra or OmegaConf say is wrong, on one line: the override or file first, then the innermost reason."""
+    sentences = _sentences(error)[: 2 if "raised while" in str(error) else 1]
     while error.__cause__ is not None:
         error = error.__cause__
-    if _first_line(error) not in sentences:
-        sentences.append(_first_line(error))
-    return ": ".join(sentences)
+    sentences += [sentence for sentence in _sentences(error)[:1] if sentence not in sentences]
+    return ": ".join(sentence.rstrip(":.") for sentence in sentences)
 
 
-def _first_line(error: BaseException) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+def _sentences(error: BaseException) -> list[str]:
+    lines = (line.strip() for line in str(error).splitlines())
+    return [line for line in lines if line and not line.startswith(_NOISE)]
 
 
 def compose(groups: tuple[str, ...], overrides: list[str], config_dir: str | None = None) -> dict[str, Any]:
