@@ -3,7 +3,6 @@
 Shape suffixes: T frames, S states, P pdfs.
 """
 
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from asr_hf.data.archive import FeatureArchive, write_int_vectors
+from asr_hf.data.fingerprint import read_fingerprint
 from asr_hf.data.folder import whole_folder
 from asr_hf.data.kaldi_dir import read_text
 from asr_hf.errors import InputError
@@ -122,6 +122,7 @@ def align(
     Raises:
         InputError: scores that are not finite or not one per pdf; no utterance could be aligned.
     """
+    fingerprint = read_fingerprint(feats_dir)
     archive = FeatureArchive(Path(feats_dir) / "feats.scp")
     lang = Lang.load(lang_dir)
     require_same_phones(hmm, lang)
@@ -141,7 +142,7 @@ def align(
     with whole_folder(ali_dir, "hmm.json") as folder:
         write_alignments(folder, found, ali_dir)
         hmm.save(folder)
-        shutil.copyfile(Path(feats_dir) / "features.json", folder / "features.json")
+        fingerprint.save(folder)
     return AlignmentReport(len(found), sum(len(a.pdf_T) for a in found.values()), left_out)
 
 

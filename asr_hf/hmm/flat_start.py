@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from asr_hf.data.archive import FeatureArchive
+from asr_hf.data.fingerprint import read_fingerprint
 from asr_hf.hmm.alignment import Alignment, chunks_by_length, read_training_text, require_some
 from asr_hf.hmm.gmm import GmmOptions, single_gaussians
 from asr_hf.hmm.lang import Lang
@@ -61,6 +62,7 @@ def train_mono(
     Raises:
         InputError: bad features or transcripts, or no utterance that can be aligned.
     """
+    fingerprint = read_fingerprint(feats_dir)
     archive = FeatureArchive(Path(feats_dir) / "feats.scp", check_finite=True)
     lang = Lang.load(lang_dir)
     transcripts = read_training_text(feats_dir, archive, lang)
@@ -80,7 +82,7 @@ def train_mono(
         )
         training = ViterbiTraining(workers, options, floor, hmm, flat, equal)
         training.run(report)
-        return training.finish(feats_dir, model_dir, list(transcripts))
+        return training.finish(fingerprint, model_dir, list(transcripts))
 
 
 def _equal_alignments(

@@ -5,7 +5,6 @@ final.mdl (gmm-copy --binary=false, or copy-transition-model --binary=false) has
 """
 
 import gzip
-import shutil
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ import kaldiio
 import numpy as np
 
 from asr_hf.data.archive import FeatureArchive, read_int_vectors, write_int_vectors
+from asr_hf.data.fingerprint import read_fingerprint
 from asr_hf.data.folder import whole_folder
 from asr_hf.errors import InputError
 from asr_hf.hmm.alignment import AlignmentReport, check_length
@@ -212,6 +212,7 @@ def import_kaldi_alignments(
     """
     require_choice("--labels", labels, ("auto", "pdf", "transition"))
     model = read_transition_model(model_path)
+    fingerprint = read_fingerprint(feats_dir) if feats_dir is not None else None
     archive = FeatureArchive(Path(feats_dir) / "feats.scp") if feats_dir is not None else None
     vectors: dict[str, np.ndarray] = {}
     for source in sources:
@@ -231,8 +232,8 @@ def import_kaldi_alignments(
     with whole_folder(ali_dir, "hmm.json") as folder:
         write_int_vectors(folder / "pdf", sorted(pdfs.items()), final_dir=ali_dir)
         HmmModel(model.num_pdfs).save(folder)
-        if feats_dir is not None:
-            shutil.copyfile(Path(feats_dir) / "features.json", folder / "features.json")
+        if fingerprint is not None:
+            fingerprint.save(folder)
     missing = [] if archive is None else sorted(set(archive.keys()) - pdfs.keys())
     return AlignmentReport(len(pdfs), sum(map(len, pdfs.values())), missing)
 

@@ -146,6 +146,8 @@ def make_lang(
         InputError: a fault of the lexicon (file and line), or a transcript word that it does not have.
     """
     lexicon = read_lexicon(lexicon_path)
+    if arpa is not None and not arpa.is_file():
+        raise InputError(f"there is no ARPA model {arpa}", "Name the file of a language model.")
     if options.unknown:
         lexicon = lexicon.with_entry(Pronunciation(options.unknown, 1.0, (options.unknown_phone,)))
     words = _number((EPSILON, *lexicon.words, BACKOFF, SENTENCE_START, SENTENCE_END))

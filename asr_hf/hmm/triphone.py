@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from asr_hf.data.archive import FeatureArchive, read_int_vectors
+from asr_hf.data.fingerprint import read_fingerprint
 from asr_hf.errors import InputError
 from asr_hf.hmm.alignment import (
     Alignment,
@@ -97,6 +98,7 @@ def train_tri(
     Raises:
         InputError: alignments that do not fit features or phones; other features than the alignments'.
     """
+    fingerprint = read_fingerprint(feats_dir)
     archive = FeatureArchive(Path(feats_dir) / "feats.scp", check_finite=True)
     lang = Lang.load(lang_dir)
     old = HmmModel.load(ali_dir)
@@ -117,7 +119,7 @@ def train_tri(
     with Workers(jobs, Speech, archive, lang, new, transcripts, chunks) as workers:
         training = ViterbiTraining(workers, gmm_options, floor_D, new, leaf_gaussians(stats, new, floor_D), alignments)
         training.run(report)
-        return training.finish(feats_dir, model_dir, list(transcripts))
+        return training.finish(fingerprint, model_dir, list(transcripts))
 
 
 def leaf_gaussians(stats: ContextStats, hmm: HmmModel, floor_D: torch.Tensor) -> Gmm:

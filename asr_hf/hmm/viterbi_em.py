@@ -4,7 +4,6 @@ Each pass collects statistics over chunks of utterances that workers deal with i
 summed in the order of the chunks, so that the model does not depend on the number of jobs.
 """
 
-import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor
 
 from asr_hf.data.archive import FeatureArchive
+from asr_hf.data.fingerprint import Fingerprint
 from asr_hf.data.folder import whole_folder
 from asr_hf.errors import InputError
 from asr_hf.hmm.alignment import Alignment, align_batch, require_some, write_alignments
@@ -176,7 +176,7 @@ class ViterbiTraining:
                 wanted = min(2 * stage, options.gaussians)
                 self.gmm = self.gmm.grown(wanted, stats.occupancy_PK, options)
 
-    def finish(self, feats_dir: Path | str, model_dir: Path | str, names: list[str]) -> TrainingReport:
+    def finish(self, fingerprint: Fingerprint, model_dir: Path | str, names: list[str]) -> TrainingReport:
         """Align once more with the final model and write MODEL, which is an ALI of its training set."""
         stats = self.one_pass(realign=True)
         alignments = {name: ali for chunk in self.alignments for name, ali in chunk.items()}
@@ -186,7 +186,7 @@ class ViterbiTraining:
             self.gmm.save(folder)
             self.hmm.save(folder)
             write_alignments(folder, alignments, model_dir)
-            shutil.copyfile(Path(feats_dir) / "features.json", folder / "features.json")
+            fingerprint.save(folder)
         level = stats.log_likelihood / stats.frames
         return TrainingReport(self.hmm.num_pdfs, self.gmm.num_gaussians, level, left_out)
 

@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 
 from asr_hf.data.archive import read_int_vectors, write_matrices
+from asr_hf.data.features import FeatureOptions
+from asr_hf.data.fingerprint import read_fingerprint, write_fingerprint
 from asr_hf.errors import InputError
 from asr_hf.hmm.kaldi_alignments import import_kaldi_alignments, read_transition_model
 from asr_hf.hmm.model import HmmModel
@@ -109,10 +111,14 @@ def test_numbers_that_could_be_either_need_a_word(tmp_path: Path, model: Path) -
 def test_alignment_longer_than_features_is_named(tmp_path: Path, model: Path) -> None:
     feats = tmp_path / "feats"
     write_matrices(feats / "feats", [("u1", np.zeros((3, 2))), ("u2", np.zeros((2, 2)))])
+    write_fingerprint(feats, FeatureOptions(), 2, 8000)
     ark = write_ark(tmp_path / "a.ark", {"u1": [0, 3, 1], "u2": [2, 2, 0]})
     with pytest.raises(InputError, match=r"utterance u2 has 3 frames, longer than its features with 2"):
         import_kaldi_alignments([ark], model, tmp_path / "ali", feats)
     assert not (tmp_path / "ali").exists()
+    fitting = write_ark(tmp_path / "b.ark", {"u1": [0, 3, 1]})
+    assert import_kaldi_alignments([fitting], model, tmp_path / "ali", feats).left_out == ["u2"]
+    assert read_fingerprint(tmp_path / "ali") == read_fingerprint(feats)
 
 
 def test_bad_alignments_are_named(tmp_path: Path, model: Path) -> None:

@@ -102,6 +102,8 @@ def test_load_gives_back_what_was_made(toy_lang: Lang) -> None:
 def test_a_damaged_arpa_file_is_refused(tmp_path: Path, write_text: Callable[..., None]) -> None:
     (tmp_path / "lexicon.txt").write_text("A a\n")
     write_text(tmp_path / "text", [("A",)])
+    with pytest.raises(InputError, match=r"no ARPA model .*lm\.arpa"):
+        make_lang(tmp_path / "lang", tmp_path / "lexicon.txt", tmp_path / "text", LangOptions(), tmp_path / "lm.arpa")
     (tmp_path / "lm.arpa").write_text("no language model\n")
     with pytest.raises(InputError, match="ARPA"):
         make_lang(tmp_path / "lang", tmp_path / "lexicon.txt", tmp_path / "text", LangOptions(), tmp_path / "lm.arpa")

@@ -116,6 +116,9 @@ def test_bad_training_input_is_named_and_leaves_the_earlier_model(
     change_feats(toy_feats, lambda _, feats: np.nan_to_num(feats) * [1, 0, 1, 1])
     with pytest.raises(InputError, match="dimension 1 is constant"):
         train_mono(toy_feats, toy_lang.folder, model, QUICK)
+    (toy_feats / "features.json").unlink()
+    with pytest.raises(InputError, match=r"features\.json is missing"):
+        train_mono(toy_feats, toy_lang.folder, model, QUICK)
     assert (model / "gmm.safetensors").read_bytes() == before
 
 
