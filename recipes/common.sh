@@ -61,7 +61,7 @@ parse_options() {
 }
 
 # stage N TITLE COMMAND…: run one stage, one line with its time. A stage is skipped when it finished with the same command
-# (and the same text of it, if it is a function of run.sh). Running it makes all later stages run again. Its output goes to
+# (and the same text of it and of what it calls, where these are functions). Running it makes all later stages run again. Its output goes to
 # $dir/log/NN.log. The command sees `resume`: true if it was cut short last time, so that what it left is worth going on from.
 stage() {
   local number title=$2 nn began finished command log status began_at
@@ -70,7 +70,7 @@ stage() {
   shift 2
   ((number >= ${stage:-0} && number <= stop_stage)) || return 0
   finished=$dir/.done/$nn began=$dir/.done/$nn.began log=$dir/log/$nn.log
-  command="$*"$'\n'$(declare -f "$1" || true)
+  command="$*"$'\n'$(text_of "$1")
   if [[ -z $stage && -f $finished && $(<"$finished") == "$command" ]]; then
     return 0
   fi
@@ -98,6 +98,12 @@ stage() {
   seconds_since "$began_at" >"$finished.seconds"
   printf ' %6.1f s\n' "$(<"$finished.seconds")"
   mv "$began" "$finished"
+}
+
+# The text of a function and of the functions that it names.
+text_of() {
+  declare -f "$1" || return 0
+  declare -f $(declare -f "$1" | tr -cs 'A-Za-z0-9_' '\n' | sort -u) || true
 }
 
 # forget_from N: stage N and later ones count as never run.

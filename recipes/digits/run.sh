@@ -40,9 +40,13 @@ neural() {
   shift 2
   $resume || rm -rf "$run"
   mpi "$ranks" asr-hf train "$run" corpus.train="$fbank/train" corpus.heldout="$fbank/heldout" \
-    corpus.alignments="$dir/mono" "$@"
+    corpus.alignments="$dir/mono" model.hidden_layers=3 "$@"
 }
-hessian_free() { neural "$ranks" dnn-ce-hf optimizer=hf training.seed="$1"; }
+# from random weights: strong damping that may fall quickly
+hessian_free() {
+  neural "$ranks" dnn-ce-hf optimizer=hf training.seed="$1" \
+    optimizer.updates=12 optimizer.damping.initial=4 optimizer.damping.drop=0.5
+}
 first_order() { neural 1 "dnn-ce-$1" optimizer="$1" training.seed="$2"; }
 
 report() {

@@ -61,6 +61,16 @@ def test_size_voices_and_sets(digits: ModuleType, corpus: Path) -> None:
         assert {word for u in found for word in u.words} == set(digits.LEXICON)
 
 
+def test_voices_move_their_formants_alike(digits: ModuleType) -> None:
+    espeakng_loader = pytest.importorskip("espeakng_loader", reason="needs the synthetic extra")
+    for voice in digits.VOICES:
+        lines = Path(espeakng_loader.get_data_path(), "voices", "!v", voice).read_text(errors="replace").splitlines()
+        named = (line.split() for line in lines if line.startswith("formant"))
+        percent = dict.fromkeys("123", 100.0) | {words[1]: float(words[2]) for words in named if words[1] in "123"}
+        assert max(percent.values()) <= 1.25 * min(percent.values()), voice
+    assert list(digits.VOICES) == sorted(set(digits.VOICES), key=str.lower)
+
+
 def test_longer_transcripts_are_longer_speech(digits: ModuleType, corpus: Path) -> None:
     found = utterances(corpus, digits)["train"]
     words = np.array([len(u.words) for u in found])
