@@ -13,7 +13,7 @@ class DampingOptions:
     initial: float = option(
         1.0, "λ per frame at the start; about 1-4 from random weights, 0.1 after a first-order epoch"
     )
-    drop: float = option(2 / 3, "factor of λ when ρ > high_rho: the quadratic model is trusted more")
+    drop: float = option(0.5, "factor of λ when ρ > high_rho: the quadratic model is trusted more")
     boost: float = option(3 / 2, "factor of λ when ρ < low_rho or the update is rejected")
     low_rho: float = option(0.25, "ρ below which λ is raised")
     high_rho: float = option(0.75, "ρ above which λ is lowered")
