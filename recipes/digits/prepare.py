@@ -31,10 +31,10 @@ ACCENT = "en-us"
 # Variants of espeak-ng that could be people: no robots, whispers or second versions, and the first three formants moved
 # alike (within 25 % of each other), as a longer or shorter vocal tract does.
 VOICES = (
-    *("adam", "Alex", "Alicia", "Andrea", "anika", "Annie", "antonio", "aunty", "belinda", "benjamin", "caleb", "david"),
-    *("Denis", "Diogo", "ed", "edward", "f1", "f2", "f3", "f4", "f5", "Gene", "grandpa", "Henrique", "Hugo", "ian"),
-    *("iven", "john", "linda", "m1", "m2", "m3", "m4", "m6", "m7", "m8", "Mario", "max", "michel", "miguel", "Mike"),
-    *("pablo", "paul", "pedro", "quincy", "rob", "robert", "sandro", "steph", "victor", "zac"),
+    *("adam", "Alex", "Alicia", "Andrea", "anika", "Annie", "antonio", "aunty", "belinda", "benjamin", "caleb"),
+    *("david", "Denis", "Diogo", "ed", "edward", "f1", "f2", "f3", "f4", "f5", "Gene", "grandpa", "Henrique", "Hugo"),
+    *("ian", "iven", "john", "linda", "m1", "m2", "m3", "m4", "m6", "m7", "m8", "Mario", "max", "michel", "miguel"),
+    *("Mike", "pablo", "paul", "pedro", "quincy", "rob", "robert", "sandro", "steph", "victor", "zac"),
 )
 SUBSETS = ("train", "heldout", "dev", "test")
 LEXICON = {
