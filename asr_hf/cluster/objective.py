@@ -37,6 +37,7 @@ class ClusterObjective(LocalObjective):
         self._number = 0
         self._handle = 0
         self._theta: torch.Tensor | None = None
+        self._in_command = False  # an exception left a command unfinished: the ranks no longer listen alike
 
     def stop(self) -> None:
         """Let the workers go; the objective cannot be used afterwards."""
@@ -53,7 +54,7 @@ class ClusterObjective(LocalObjective):
         self.ranks.broadcast(header)
 
     def _evaluate(self, command: Command, theta_N: torch.Tensor, sample: Sample) -> Share:
-        begin = time.perf_counter()
+        begin, self._in_command = time.perf_counter(), True
         fresh = self._theta is None or not torch.equal(self._theta, theta_N)
         left_out = np.array(sorted(self._left_out), dtype=np.int64)
         self._tell(command, sample, theta_follows=int(fresh), left_out=len(left_out))
@@ -68,6 +69,7 @@ class ClusterObjective(LocalObjective):
         self.account.vectors += share.vector is not None
         if self.ranks.broadcast_flag(bool(work[:, 2].any())):
             share.bad.update(*self.ranks.gather_objects(share.bad))
+        self._in_command = False
         return share
 
     def _enter(self, work: np.ndarray, elapsed: float) -> None:
@@ -88,15 +90,17 @@ class ClusterObjective(LocalObjective):
         return share
 
     def _product(self, v_N: torch.Tensor, matrix: str) -> torch.Tensor:
-        begin = time.perf_counter()
+        begin, self._in_command = time.perf_counter(), True
         self._tell(Command.PRODUCT, handle=self._handle, matrix=self.evaluator.criterion.matrices.index(matrix))
         self.ranks.broadcast(v_N.contiguous().cpu().numpy())
         product, work = self._station.product(self._handle, v_N, matrix)
         self._enter(work, time.perf_counter() - begin)
         self.account.vectors += 2
+        self._in_command = False
         return product
 
     def _close(self) -> None:
-        self._tell(Command.CLOSE)
+        if not self._in_command:
+            self._tell(Command.CLOSE)
         self._station.close()
         self._handle = 0

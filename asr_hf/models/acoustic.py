@@ -29,7 +29,7 @@ class AcousticModel(nn.Module, ABC):
         """Map input windows to named outputs; "output" (B, T, P) holds the unnormalised log posteriors."""
 
     def start_from_prior(self, log_prior_P: torch.Tensor) -> None:
-        """Set the bias of the last layer to the log prior of the pdfs, so that training need not find the prior first."""
+        """Set the bias of the last layer to the log prior of the pdfs: training then need not find it first."""
         with torch.no_grad():
             self.get_parameter("output.bias").copy_(log_prior_P)
 

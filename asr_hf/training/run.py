@@ -94,19 +94,20 @@ def train(run_dir: Path, options: Options, config_yaml: str) -> str:
         print(f"starting a new run in {run_dir}", flush=True)
     _save_config(run_dir, config_yaml)
     objective, let_go = open_objective(options, evaluator)
+    print(
+        f"{len(corpus.sets['train'].ids)} utterances, {objective.frames('train'):,} frames; "
+        f"held-out {objective.frames('heldout'):,} frames; {corpus.num_pdfs} pdfs; "
+        f"{evaluator.layout.size:,} parameters; {launched_ranks()} ranks\n{optimizer.view()}"
+    )
     try:
-        train_sum, heldout_sum = objective.frames("train"), objective.frames("heldout")
-        print(
-            f"{len(corpus.sets['train'].ids)} utterances, {train_sum:,} frames; held-out {heldout_sum:,} frames; "
-            f"{corpus.num_pdfs} pdfs; {evaluator.layout.size:,} parameters; {launched_ranks()} ranks\n"
-            f"{optimizer.view()}"
-        )
-        monitor = Monitor(run_dir, optimizer.state.update)
-        _loop(run_dir, objective, optimizer, monitor, settings, layout)
-        monitor.close()
-    finally:
-        let_go()
-    _finish(run_dir, model, evaluator, optimizer, options, corpus)
+        _loop(run_dir, objective, optimizer, settings, layout)
+        let_go()  # not after an exception: the workers may wait for something else, and all ranks end then
+        _finish(run_dir, model, evaluator, optimizer, options, corpus)
+    except OSError as error:
+        raise InputError(
+            f"run folder {run_dir} cannot be written ({error})",
+            "Make room on the disk; the same command goes on from the last checkpoint.",
+        ) from None
     return f"finished: {optimizer.state.finished}. Model in {run_dir}"
 
 
@@ -114,11 +115,11 @@ def _loop(
     run_dir: Path,
     objective: LocalObjective,
     optimizer: Optimizer,
-    monitor: Monitor,
     settings: TrainingOptions,
     layout: list[dict[str, Any]],
 ) -> None:
     """Update after update, each followed by its row and its checkpoint."""
+    monitor = Monitor(run_dir, optimizer.state.update)
     if hasattr(optimizer, "pause_after"):
         optimizer.pause_after = settings.checkpoint_seconds
     while not optimizer.state.finished:
@@ -131,6 +132,7 @@ def _loop(
                     "Lower the learning rate or raise the damping.",
                 )
         write_checkpoint(run_dir / "checkpoints", optimizer.state, layout, settings.keep_checkpoints)
+    monitor.close()
 
 
 def load_data(options: Options, check: bool) -> Corpus:

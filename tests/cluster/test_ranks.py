@@ -66,11 +66,15 @@ from asr_hf.errors import InputError
 
 def master():
     Ranks().broadcast_object("a task")
+    if sys.argv[1] == "master":
+        raise ZeroDivisionError("a bug on the master")
     Ranks().meet()
 
 def work(task):
     if sys.argv[1] == "bug":
         raise ZeroDivisionError("a bug on a worker")
+    if sys.argv[1] == "master":
+        Ranks().meet()
     raise InputError("features of utterance 'x' are missing", "Compute them.")
 
 run_on_ranks(master, work)
@@ -78,7 +82,12 @@ run_on_ranks(master, work)
 
 
 @pytest.mark.parametrize(
-    ("fault", "status", "said"), [("bug", 1, "ZeroDivisionError: a bug"), ("bad", 2, "utterance 'x'")]
+    ("fault", "status", "said"),
+    [
+        ("bug", 1, "ZeroDivisionError: a bug on a worker"),
+        ("master", 1, "ZeroDivisionError: a bug on the master"),
+        ("bad", 2, "utterance 'x'"),
+    ],
 )
 def test_a_failing_rank_ends_the_run_with_its_reason(fault, status, said, mpiexec) -> None:
     begin = time.monotonic()
@@ -86,4 +95,4 @@ def test_a_failing_rank_ends_the_run_with_its_reason(fault, status, said, mpiexe
     assert time.monotonic() - begin < 10 + 10  # 10 s after the start of three interpreters
     assert done.returncode == status, done.stderr
     assert said in done.stderr
-    assert ("Traceback" in done.stderr) == (fault == "bug")
+    assert ("Traceback" in done.stderr) == (fault != "bad")

@@ -170,6 +170,19 @@ def test_a_full_disk_keeps_the_checkpoint_before(tiny_corpus, tmp_path, monkeypa
     assert same(tmp_path / "whole", tmp_path / "run")
 
 
+def test_a_full_disk_under_the_log_is_said(tiny_corpus, tmp_path, monkeypatch) -> None:
+    def full(self, report):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("asr_hf.training.monitor.Monitor.row", full)
+        with pytest.raises(InputError, match="No space left"):
+            run(tmp_path / "run", tiny_corpus, *HF)
+    run(tmp_path / "run", tiny_corpus, *HF)
+    run(tmp_path / "whole", tiny_corpus, *HF)
+    assert same(tmp_path / "whole", tmp_path / "run")
+
+
 def test_other_options_for_the_same_run_are_refused(tiny_corpus, tmp_path) -> None:
     run(tmp_path / "run", tiny_corpus, *HF)
     before = (tmp_path / "run" / "model.safetensors").read_bytes()
