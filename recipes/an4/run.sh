@@ -51,11 +51,16 @@ neural() {
   local ranks=$1 run=$dir/$2
   shift 2
   $resume || rm -rf "$run"
-  mpi "$ranks" asr-hf train "$run" corpus.train="$fbank/train" corpus.heldout="$fbank/heldout" \
-    corpus.alignments="$dir/tri" "$@"
+  mpi "$ranks" asr-hf train "$run" --config-dir recipes/an4/conf corpus.train="$fbank/train" \
+    corpus.heldout="$fbank/heldout" corpus.alignments="$dir/tri" model=an4 "$@"
 }
-hessian_free() { neural "$ranks" dnn-ce-hf optimizer=hf training.seed="$1"; }
-first_order() { neural 1 "dnn-ce-$1" optimizer="$1" training.seed="$2"; }
+# Hessian-free starts from one epoch of Adam.
+hessian_free() {
+  neural 1 dnn-first-epoch training.seed="$1" optimizer=first_epoch
+  neural "$ranks" dnn-ce-hf training.seed="$1" optimizer=hf_after_epoch training.init="$dir/dnn-first-epoch"
+}
+first_order() { neural 1 "dnn-ce-$1" training.seed="$2" optimizer="$1_an4"; }
+conf=$(cat recipes/an4/conf/*/*.yaml | cksum) # a stage whose options changed runs again
 
 realign() { asr-hf align "$fbank/train+heldout" "$lang" "$dir/dnn-ce-hf" "$dir/ali-dnn-ce-hf"; }
 
@@ -68,11 +73,11 @@ stage 3 "monophone GMM: flat start, decoding graph" monophone
 stage 4 "$scoring" evaluate 3 mono "$dir/mono" "$dir/graph-mono" "$mfcc"
 stage 5 "triphone GMM: tree, decoding graph" triphone
 stage 6 "$scoring" evaluate 5 tri "$dir/tri" "$dir/graph-tri" "$mfcc"
-stage 7 "DNN by Hessian-free, $ranks MPI ranks" hessian_free "$seed"
+stage 7 "DNN: Adam epoch, Hessian-free on $ranks ranks" hessian_free "$seed" "$conf"
 stage 8 "$scoring" evaluate 7 dnn-ce-hf "$dir/dnn-ce-hf" "$dir/graph-tri" "$fbank"
-stage 9 "DNN by SGD with momentum" first_order sgd "$seed"
+stage 9 "DNN by SGD with momentum" first_order sgd "$seed" "$conf"
 stage 10 "$scoring" evaluate 9 dnn-ce-sgd "$dir/dnn-ce-sgd" "$dir/graph-tri" "$fbank"
-stage 11 "DNN by Adam" first_order adam "$seed"
+stage 11 "DNN by Adam" first_order adam "$seed" "$conf"
 stage 12 "$scoring" evaluate 11 dnn-ce-adam "$dir/dnn-ce-adam" "$dir/graph-tri" "$fbank"
 stage 13 "realignment with the Hessian-free DNN" realign
 stage 14 "table of results" write_table
