@@ -3,13 +3,15 @@
 asr-hf results exp/an4/results.json --add tri --set test --seed 0 --score exp/an4/tri/test/score.json --seconds 41
 asr-hf results exp/an4/results.json --table --markdown recipes/an4/RESULTS.md
 asr-hf results exp/digits/results.json --line "digits test" --system dnn-ce-hf --set test
-  asr-hf results exp/an4/results.json --report exp/an4/dnn-ce-hf
+asr-hf results exp/an4/results.json --report exp/an4/dnn-ce-hf
+asr-hf results exp/an4/results.json --publish docs/results/an4.json --command "recipes/an4/run.sh"
 """
 
 import argparse
 from pathlib import Path
 
 from asr_hf.errors import InputError
+from asr_hf.report.published import publish
 from asr_hf.report.results import add_result, find_results, read_results
 from asr_hf.report.run_report import write_run_report
 from asr_hf.report.tables import text_table, update_markdown
@@ -26,6 +28,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what.add_argument(
         "--report", metavar="RUN", help="draw RUN/report.html: curves of a training run, table of all rows"
     )
+    what.add_argument(
+        "--publish", metavar="FILE", help="write the rows with --command, versions and machine shape, to be committed"
+    )
+    parser.add_argument("--command", help="the command that made the results (--publish)")
     parser.add_argument("--set", help="dev or test")
     parser.add_argument("--seed", type=int, default=None, help="seed of the system (0 for --add, any for --line)")
     parser.add_argument("--score", metavar="FILE", help="score.json of the row (--add)")
@@ -39,8 +45,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, overrides: list[str]) -> None:
     if overrides:
         raise InputError(f"'{overrides[0]}': asr-hf results takes no options of that kind", "See --help.")
-    needed = {"add": ("set", "score", "seconds"), "line": ("system", "set"), "report": (), "table": ()}
-    action = next((name for name in ("add", "line", "report") if getattr(args, name) is not None), "table")
+    needed = {
+        "add": ("set", "score", "seconds"),
+        "line": ("system", "set"),
+        "report": (),
+        "publish": ("command",),
+        "table": (),
+    }
+    action = next((name for name in ("add", "line", "report", "publish") if getattr(args, name) is not None), "table")
     for name in needed[action]:
         if getattr(args, name) is None:
             raise InputError(f"--{action} needs --{name}", "asr-hf results --help shows an example.")
@@ -56,7 +68,10 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
         return
     if not rows:
         raise InputError(f"{Path(args.results)} holds no results", "Add rows with --add first.")
-    if action == "line":
+    if action == "publish":
+        publish(rows, args.publish, args.command)
+        print(args.publish)
+    elif action == "line":
         last = find_results(rows, args.system, args.set, args.seed)[-1]
         print(f"{args.line} WER {last.wer:.2f} %")
     else:

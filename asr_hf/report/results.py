@@ -34,13 +34,15 @@ class Row:
 
 
 def read_results(path: Path | str) -> list[Row]:
-    """Read the rows of results.json; none if the file does not exist.
+    """Read the rows of results.json or of a published file; none if the file does not exist.
 
     Raises:
         InputError: the file is damaged; names the row.
     """
     try:
         values = json.loads(Path(path).read_text(encoding="utf-8"))
+        if isinstance(values, dict):
+            values = values.get("rows")
         if not isinstance(values, list):
             raise ValueError("no list of rows")
     except FileNotFoundError:

@@ -46,23 +46,22 @@ triphone() {
   asr-hf graph "$lang" "$dir/tri" "$dir/graph-tri"
 }
 
-# neural RANKS NAME OVERRIDE…
+# neural RANKS NAME ALI SEED OVERRIDE…
 neural() {
-  local ranks=$1 run=$dir/$2
-  shift 2
+  local ranks=$1 run=$dir/$2 ali=$3
   $resume || rm -rf "$run"
   mpi "$ranks" asr-hf train "$run" --config-dir recipes/an4/conf corpus.train="$fbank/train" \
-    corpus.heldout="$fbank/heldout" corpus.alignments="$dir/tri" model=an4 "$@"
+    corpus.heldout="$fbank/heldout" corpus.alignments="$ali" model=an4 training.seed="$4" "${@:5}"
 }
-# Hessian-free starts from one epoch of Adam.
+# hessian_free NAME ALI SEED: after one epoch of Adam
 hessian_free() {
-  neural 1 dnn-first-epoch training.seed="$1" optimizer=first_epoch
-  neural "$ranks" dnn-ce-hf training.seed="$1" optimizer=hf_after_epoch training.init="$dir/dnn-first-epoch"
+  neural 1 "$1-first-epoch" "$2" "$3" optimizer=first_epoch
+  neural "$ranks" "$1" "$2" "$3" optimizer=hf_after_epoch training.init="$dir/$1-first-epoch"
 }
-first_order() { neural 1 "dnn-ce-$1" training.seed="$2" optimizer="$1_an4"; }
+# first_order sgd|adam ALI SEED
+first_order() { neural 1 "dnn-ce-$1" "$2" "$3" optimizer="$1_an4"; }
+realign() { asr-hf align "$fbank/train+heldout" "$lang" "$dir/dnn-for-alignment" "$dir/ali"; }
 conf=$(cat recipes/an4/conf/*/*.yaml | cksum) # a stage whose options changed runs again
-
-realign() { asr-hf align "$fbank/train+heldout" "$lang" "$dir/dnn-ce-hf" "$dir/ali-dnn-ce-hf"; }
 
 scoring="  tune on dev, decode and score dev and test"
 # the checksum makes a changed prepare.py run again
@@ -73,11 +72,12 @@ stage 3 "monophone GMM: flat start, decoding graph" monophone
 stage 4 "$scoring" evaluate 3 mono "$dir/mono" "$dir/graph-mono" "$mfcc"
 stage 5 "triphone GMM: tree, decoding graph" triphone
 stage 6 "$scoring" evaluate 5 tri "$dir/tri" "$dir/graph-tri" "$mfcc"
-stage 7 "DNN: Adam epoch, Hessian-free on $ranks ranks" hessian_free "$seed" "$conf"
-stage 8 "$scoring" evaluate 7 dnn-ce-hf "$dir/dnn-ce-hf" "$dir/graph-tri" "$fbank"
-stage 9 "DNN by SGD with momentum" first_order sgd "$seed" "$conf"
-stage 10 "$scoring" evaluate 9 dnn-ce-sgd "$dir/dnn-ce-sgd" "$dir/graph-tri" "$fbank"
-stage 11 "DNN by Adam" first_order adam "$seed" "$conf"
-stage 12 "$scoring" evaluate 11 dnn-ce-adam "$dir/dnn-ce-adam" "$dir/graph-tri" "$fbank"
-stage 13 "realignment with the Hessian-free DNN" realign
-stage 14 "table of results" write_table
+stage 7 "DNN for alignment: Hessian-free, $ranks MPI ranks" hessian_free dnn-for-alignment "$dir/tri" "$seed" "$conf"
+stage 8 "realignment with that DNN" realign
+stage 9 "DNN by Hessian-free, $ranks MPI ranks" hessian_free dnn-ce-hf "$dir/ali" "$seed" "$conf"
+stage 10 "$scoring" evaluate 9 dnn-ce-hf "$dir/dnn-ce-hf" "$dir/graph-tri" "$fbank"
+stage 11 "DNN by SGD with momentum" first_order sgd "$dir/ali" "$seed" "$conf"
+stage 12 "$scoring" evaluate 11 dnn-ce-sgd "$dir/dnn-ce-sgd" "$dir/graph-tri" "$fbank"
+stage 13 "DNN by Adam" first_order adam "$dir/ali" "$seed" "$conf"
+stage 14 "$scoring" evaluate 13 dnn-ce-adam "$dir/dnn-ce-adam" "$dir/graph-tri" "$fbank"
+stage 15 "table of results" write_table

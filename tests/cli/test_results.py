@@ -98,3 +98,21 @@ def test_damaged_or_missing_results_are_named(tmp_path, add):
         with pytest.raises(InputError, match="is damaged"):
             add("mono")
         assert results.read_text() == text
+
+
+def test_published_results_say_how_they_were_made_and_give_the_same_table(tmp_path, add, capsys):
+    add("mono")
+    published = tmp_path / "docs" / "an4.json"
+    results = str(tmp_path / "results.json")
+    run(["results", results, "--publish", str(published), "--command", "recipes/an4/run.sh"])
+    content = json.loads(published.read_text())
+    assert content["command"] == "recipes/an4/run.sh"
+    assert content["machine"]["cores"] >= 1
+    assert content["versions"]["torch"].startswith("2.")
+    capsys.readouterr()
+    run(["results", results, "--table"])
+    table = capsys.readouterr().out
+    run(["results", str(published), "--table"])
+    assert capsys.readouterr().out == table
+    with pytest.raises(InputError, match="--command"):
+        run(["results", results, "--publish", str(published)])
