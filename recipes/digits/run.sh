@@ -61,7 +61,7 @@ stage 1 "features: MFCC and filterbank" features
 stage 2 "lexicon, n-gram" make_lang
 stage 3 "monophone GMM: flat start, decoding graph" monophone
 stage 4 "$scoring" evaluate 3 mono "$dir/mono" "$dir/graph" "$mfcc"
-stage 5 "DNN by Hessian-free, $ranks MPI ranks" hessian_free "$seed"
+stage 5 "DNN by Hessian-free, MPI ranks: $ranks" hessian_free "$seed"
 stage 6 "$scoring" evaluate 5 dnn-ce-hf "$dir/dnn-ce-hf" "$dir/graph" "$fbank"
 stage 7 "DNN by SGD with momentum" first_order sgd "$seed"
 stage 8 "$scoring" evaluate 7 dnn-ce-sgd "$dir/dnn-ce-sgd" "$dir/graph" "$fbank"
