@@ -1,0 +1,1 @@
+"""The console command asr-hf: parse, call one function, print."""

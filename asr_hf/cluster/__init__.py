@@ -1,0 +1,1 @@
+"""The Objective over MPI ranks: the only room that knows MPI."""

@@ -1,0 +1,1 @@
+"""Curvature products JᵀMJ·v: J of the model, M of the criterion."""

@@ -1,1 +1,1 @@
-"""Corpora on disk → features → padded minibatches; plans of minibatches."""
+"""Corpora on disk → features → minibatches; plans of minibatches."""

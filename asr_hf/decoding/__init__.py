@@ -1,0 +1,1 @@
+"""From features to words: search, tuning of scales, scoring."""

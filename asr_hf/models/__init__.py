@@ -1,0 +1,1 @@
+"""Acoustic models: plain torch modules, (B, W, D) → named outputs (B, T, ·)."""

@@ -1,0 +1,1 @@
+"""θ and a sample in, sums with their frame counts out; the one face that optimisers see."""

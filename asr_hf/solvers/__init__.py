@@ -1,0 +1,1 @@
+"""Linear solvers: vectors and operators, nothing of speech."""

@@ -1,0 +1,1 @@
+"""A training run: its corpus, the loop over updates, checkpoints, the log."""
