@@ -7,6 +7,7 @@ command. Bad input ends with exit status 2 and one line on stderr; anything else
 import argparse
 import importlib
 import os
+import re
 import sys
 from types import ModuleType
 
@@ -30,18 +31,17 @@ COMMANDS = {
     "results": "collect scores into results.json and the table of RESULTS.md",
 }
 
-PATHS_HELP = "Options are given as Hydra overrides, e.g. optimizer=adam optimizer.rate=1e-3."
+OVERRIDE = re.compile(r"[+~]{0,2}[a-z_]+([.@/][\w.@/]*)?=")
 
 
 def split_overrides(argv: list[str]) -> tuple[list[str], list[str]]:
-    """Split a command line into (words for argparse, Hydra overrides): an override is a bare `key=value`."""
+    """Split a command line into (words for argparse, Hydra overrides): an override is a bare `group…=value`."""
     words: list[str] = []
     overrides: list[str] = []
     for position, word in enumerate(argv):
         if word == "--":
             return words + argv[position + 1 :], overrides
-        is_override = "=" in word and not word.startswith(("-", "/", "."))
-        (overrides if is_override else words).append(word)
+        (overrides if OVERRIDE.match(word) else words).append(word)
     return words, overrides
 
 

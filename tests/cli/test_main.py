@@ -44,9 +44,11 @@ def test_errors_end_with_status_2_and_one_line() -> None:
 
 
 def test_overrides_are_told_from_paths_and_flags() -> None:
-    words, overrides = split_overrides(["a/b", "--jobs=2", "optimizer=adam", "--", "x=y", "/tmp/a=b"])
-    assert words == ["a/b", "--jobs=2", "x=y", "/tmp/a=b"]
-    assert overrides == ["optimizer=adam"]
+    words, overrides = split_overrides(
+        ["a/b", "--jobs=2", "optimizer=adam", "optimizer.cg.k=1", "A=b c", "--", "x=y", "/tmp/a=b"]
+    )
+    assert words == ["a/b", "--jobs=2", "A=b c", "x=y", "/tmp/a=b"]
+    assert overrides == ["optimizer=adam", "optimizer.cg.k=1"]
 
 
 def test_options_of_other_commands_are_refused() -> None:
