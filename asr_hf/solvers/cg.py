@@ -29,7 +29,10 @@ class CgOptions:
     progress_tolerance: float = option(5e-4, "Martens' test: relative progress of φ per iteration; 0 switches it off")
     residual_tolerance: float = option(0.0, "stop when ‖r‖ ≤ this times ‖b‖; 0 switches the test off")
 
+    first_kept: int = option(1, "first iterate kept for backtracking (then every 1.3 times later); 5 in Martens' code")
+
     def __post_init__(self) -> None:
+        require(self.first_kept >= 1, "optimizer.cg.first_kept", self.first_kept, "must be at least 1")
         require(self.max_iterations >= 1, "optimizer.cg.max_iterations", self.max_iterations, "must be at least 1")
         require(
             self.progress_tolerance >= 0,
@@ -131,7 +134,7 @@ def conjugate_gradients(
     rr = dot(r, r)
     quadratic = -0.5 * (dot(b, x) + dot(r, x))
     result = CgResult(x, quadratic, 0, StopReason.ITERATIONS, [], [math.sqrt(rr)], [quadratic])
-    kept = kept_iterations(options.max_iterations)
+    kept = kept_iterations(options.max_iterations, options.first_kept)
     for i in range(1, options.max_iterations + 1):
         if rr == 0.0:
             result.reason = StopReason.RESIDUAL

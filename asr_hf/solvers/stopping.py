@@ -37,10 +37,10 @@ def progress_stalled(quadratics: Sequence[float], tolerance: float) -> bool:
     return (quadratics[i] - quadratics[i - k]) / quadratics[i] < k * tolerance
 
 
-def kept_iterations(limit: int, first: int = 5, ratio: float = 1.3) -> set[int]:
+def kept_iterations(limit: int, first: int, ratio: float = 1.3) -> set[int]:
     """Iterations whose iterates are kept for backtracking: ⌈first·ratioʲ⌉ for j = 0, 1, … up to the limit.
 
-    Source: Martens' released code (first 5, ratio 1.3).
+    Source: Martens' released code, where first is 5 and ratio 1.3.
     """
     kept: set[int] = set()
     value = float(first)

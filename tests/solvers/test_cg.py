@@ -124,7 +124,8 @@ def test_progress_stops_an_easy_solve_early() -> None:
 
 
 def test_kept_iterations_are_geometric() -> None:
-    assert sorted(kept_iterations(30)) == [5, 7, 9, 11, 15, 19, 25]
+    assert sorted(kept_iterations(30, first=5)) == [5, 7, 9, 11, 15, 19, 25]
+    assert sorted(kept_iterations(30, first=1)) == [1, 2, 3, 4, 5, 7, 9, 11, 14, 18, 24]
 
 
 def test_dot_accumulates_in_float64() -> None:
