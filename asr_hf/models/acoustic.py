@@ -1,32 +1,65 @@
-"""What every acoustic model is: a plain torch module (B, W, D) → named outputs (B, T, ·) with W = left + T + right."""
+"""What every acoustic model is: a plain torch module (B, W, D) → named outputs (B, T, ·).
+
+Shapes: B rows, T output frames, D feature dimension, P pdfs, s = subsampling,
+W = left_context + s·(T − 1) + 1 + right_context input frames.
+"""
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import nn
+
+OUTPUT = "output"  # the name of the output with the unnormalised log posteriors
 
 
 class AcousticModel(nn.Module, ABC):
     """Base of the acoustic models.
 
+    A model is made of operations that torch.func differentiates in forward mode, so that J·v and Jᵀ·u follow from it.
+
     Attributes:
         input_dim, num_pdfs: D and P.
         left_context, right_context: input frames needed before the first and after the last output frame.
         frame_model: True if an output frame depends on its window alone, so that single frames can be drawn.
+        subsampling: s, input frames per output frame.
+        dropouts: name → (units, rate) of the places where units may be dropped.
+        states: names of the hidden states that `forward` returns on request.
     """
 
     frame_model: bool = False
 
-    def __init__(self, input_dim: int, num_pdfs: int, left_context: int, right_context: int) -> None:
+    def __init__(
+        self, input_dim: int, num_pdfs: int, left_context: int, right_context: int, subsampling: int = 1
+    ) -> None:
         super().__init__()
         self.input_dim = input_dim
         self.num_pdfs = num_pdfs
         self.left_context = left_context
         self.right_context = right_context
+        self.subsampling = subsampling
+        self.dropouts: dict[str, tuple[int, float]] = {}
+        self.states: tuple[str, ...] = ()
 
     @abstractmethod
-    def forward(self, x_BWD: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Map input windows to named outputs; "output" (B, T, P) holds the unnormalised log posteriors."""
+    def forward(
+        self,
+        x_BWD: torch.Tensor,
+        mask_BT: torch.Tensor | None = None,
+        keep: Mapping[str, torch.Tensor] | None = None,
+        states: Sequence[str] = (),
+    ) -> dict[str, torch.Tensor]:
+        """Map input windows to named outputs.
+
+        Args:
+            x_BWD: input frames, with context.
+            mask_BT: True where an output frame is real; rows are padded at their end. None: nothing is padded.
+            keep: factors (B, 1, units) by which the units at each place of `dropouts` are multiplied; None: no dropout.
+            states: hidden states to return as well.
+
+        Returns:
+            "output" (B, T, P), the unnormalised log posteriors, and each of `states` (B, ·, units).
+        """
 
     def start_from_prior(self, log_prior_P: torch.Tensor) -> None:
         """Set the bias of the last layer to the log prior of the pdfs: training then need not find it first."""

@@ -4,6 +4,7 @@ Shapes: B rows, W = left + T + right input frames, D feature dimension, T output
 """
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -72,7 +73,13 @@ class Dnn(AcousticModel):
                     bound = 4.0 * glorot if name != "output" else glorot
                     layer.weight.uniform_(-bound, bound, generator=generator)
 
-    def forward(self, x_BWD: torch.Tensor) -> dict[str, torch.Tensor]:
+    def forward(
+        self,
+        x_BWD: torch.Tensor,
+        mask_BT: torch.Tensor | None = None,
+        keep: Mapping[str, torch.Tensor] | None = None,
+        states: Sequence[str] = (),
+    ) -> dict[str, torch.Tensor]:
         """(B, W, D) → {"output": (B, W − 2·context, P)}."""
         hidden = x_BWD.unfold(1, self.window, 1).transpose(2, 3).flatten(2)  # (B, T, window·D)
         for index in range(self.depth):
