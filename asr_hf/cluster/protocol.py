@@ -37,6 +37,8 @@ HEADER = np.dtype(
         ("purpose", np.int64),
         ("first", np.int64),
         ("count", np.int64),
+        ("chunk", np.int64),
+        ("masks", np.int64),
     ]
 )
 
@@ -45,7 +47,7 @@ def write_sample(header: np.ndarray, sample: Sample) -> None:
     """Enter a sample into a header."""
     header["subset"], header["unit"] = SUBSETS.index(sample.subset), UNITS.index(sample.unit)
     header["purpose"] = PURPOSES.index(sample.purpose)
-    for name in ("share", "minibatch_frames", "whole_utterances", "seed", "update", "first", "count"):
+    for name in ("share", "minibatch_frames", "whole_utterances", "seed", "update", "first", "count", "chunk", "masks"):
         header[name] = getattr(sample, name)
 
 
@@ -63,4 +65,6 @@ def read_sample(header: np.ndarray) -> Sample:
         purpose=PURPOSES[int(record["purpose"])],
         first=int(record["first"]),
         count=int(record["count"]),
+        chunk=int(record["chunk"]),
+        masks=int(record["masks"]),
     )

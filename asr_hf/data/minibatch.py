@@ -1,9 +1,10 @@
 """Training sets in memory-mapped arks, and the tensors of one minibatch.
 
-Shapes: B rows, T output frames, W = left + T + right input frames, D feature dimension.
+Shapes: B rows, T output frames, D feature dimension, s = subsampling (input frames per output frame),
+W = left + s·(T − 1) + 1 + right input frames.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,15 +22,19 @@ class Batch:
         target_BT: int64 pdf of each output frame, 0 where masked.
         mask_BT: True where a frame counts.
         utterance_B: int64 index of the utterance of each row.
+        keep: dropout factors (B, 1, units) by place; None: no dropout.
     """
 
     x_BWD: torch.Tensor
     target_BT: torch.Tensor
     mask_BT: torch.Tensor
     utterance_B: torch.Tensor
+    keep: Mapping[str, torch.Tensor] | None = None
 
     def to(self, device: torch.device) -> "Batch":
-        return Batch(*(t.to(device) for t in (self.x_BWD, self.target_BT, self.mask_BT, self.utterance_B)))
+        keep = None if self.keep is None else {place: factor.to(device) for place, factor in self.keep.items()}
+        x_BWD, target_BT, mask_BT = self.x_BWD.to(device), self.target_BT.to(device), self.mask_BT.to(device)
+        return Batch(x_BWD, target_BT, mask_BT, self.utterance_B.to(device), keep)
 
 
 class TrainingSet:
@@ -62,14 +67,20 @@ class TrainingSet:
     def dim(self) -> int:
         return int(self.features[0].shape[1])
 
-    def batch(self, minibatch: Minibatch, left: int, right: int) -> Batch:
-        """Cut a minibatch out of the archive with the context that the model needs."""
+    def batch(self, minibatch: Minibatch, left: int, right: int, subsampling: int = 1) -> Batch:
+        """Cut a minibatch out of the archive with the context that the model needs.
+
+        Args:
+            minibatch: the pieces; one of n frames has ⌈n/s⌉ output frames, at its frames 0, s, 2s, …
+            left, right: input frames before the first and after the last output frame of a row.
+            subsampling: s.
+        """
         pieces = minibatch.pieces if not self.window else _single_frames(minibatch.pieces)
-        longest = int(pieces[:, 2].max())
-        x = np.empty((len(pieces), left + longest + right, self.dim), dtype=np.float32)
+        steps = np.arange(0, int(pieces[:, 2].max()), subsampling)  # of the output frames of the longest piece
+        width = left + int(steps[-1]) + 1 + right
+        x = np.empty((len(pieces), width, self.dim), dtype=np.float32)
         for row, (utterance, first) in enumerate(pieces[:, :2].tolist()):
-            self._copy(x[row], utterance, first - left, first + longest + right)
-        steps = np.arange(longest)
+            self._copy(x[row], utterance, first - left, first - left + width)
         mask = steps[None, :] < pieces[:, 2:3]
         position = self.starts[pieces[:, 0]][:, None] + pieces[:, 1:2] + steps[None, :]
         target = np.where(mask, self.targets[np.where(mask, position, 0)], 0).astype(np.int64)

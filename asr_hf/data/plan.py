@@ -5,13 +5,13 @@ ranks. A minibatch is the atom that ranks are dealt; no rank cuts one.
 """
 
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 PURPOSES = ("gradient", "curvature", "heldout", "epoch")
 SUBSETS = ("train", "heldout")
-UNITS = ("all", "frames", "utterances")
+UNITS = ("all", "frames", "utterances", "chunks")
 
 
 @dataclass(frozen=True)
@@ -35,12 +35,17 @@ class Sample:
 
     Attributes:
         subset: "train" or "heldout".
-        unit: "all" (every frame in order), "frames" (single frames drawn without replacement) or "utterances".
-        share: share of the subset's frames (or utterances) that is drawn, in (0, 1]; 1 with "frames" shuffles all.
-        minibatch_frames: frames per minibatch (the last one may be smaller).
-        whole_utterances: cut between utterances only (sequence models and criteria).
+        unit: "all" (every frame in order), or what is drawn without replacement: single "frames", whole "utterances" or
+            "chunks" (pieces of `chunk` frames).
+        share: share of the subset's frames that is drawn, in (0, 1]; 1 with "frames" or "chunks" shuffles all.
+        minibatch_frames: frames per minibatch (fewer where no other piece fits); padded rows count as long as the
+            longest, and a single piece may be longer.
+        whole_utterances: cut minibatches between pieces only (sequence models and criteria); of "chunks" always so.
         seed, update, purpose: what the draw depends on, and nothing else.
         first, count: the window of minibatches taken from the plan (count 0: all from `first` on).
+        chunk: frames of the pieces into which utterances are cut from their first frame on, the rest of each shorter
+            (0: utterances are not cut); of no account where minibatches may be cut anywhere.
+        masks: the update whose dropout masks apply (0: no dropout); it has no influence on the plan.
     """
 
     subset: str
@@ -53,12 +58,20 @@ class Sample:
     purpose: str = "gradient"
     first: int = 0
     count: int = 0
+    chunk: int = 0
+    masks: int = 0
 
     def __post_init__(self) -> None:
         if self.subset not in SUBSETS or self.unit not in UNITS or self.purpose not in PURPOSES:
             raise ValueError(f"unknown subset, unit or purpose in {self}")
         if not 0 < self.share <= 1 or self.minibatch_frames < 1:
             raise ValueError(f"share must lie in (0, 1] and minibatch_frames be positive in {self}")
+        if self.chunk < 0 or self.masks < 0:
+            raise ValueError(f"chunk and masks must not be negative in {self}")
+
+    def without_masks(self) -> "Sample":
+        """The sample without dropout: it has the same plan, so plans are remembered by it."""
+        return replace(self, masks=0)
 
     def generator(self) -> np.random.Generator:
         """Random numbers of this draw: a function of (seed, update, purpose) alone."""
@@ -70,14 +83,20 @@ class Sample:
         Args:
             lengths: int (U,), frames of each utterance of the subset.
         """
+        generator = self.generator()
         if self.unit == "frames":
-            minibatches = _cut_frames(_draw_frames(lengths, self.share, self.generator()), self.minibatch_frames)
+            minibatches = _cut_frames(_draw_frames(lengths, self.share, generator), self.minibatch_frames)
+        elif self.unit == "chunks":
+            pieces = _pieces(np.arange(len(lengths)), lengths, self.chunk)
+            drawn = pieces[_draw(pieces[:, 2], self.share, generator)]
+            by_length = _cut_between_pieces(drawn, self.minibatch_frames)
+            minibatches = [by_length[i] for i in generator.permutation(len(by_length))]
         else:
             utterances = np.arange(len(lengths))
             if self.unit == "utterances":
-                utterances = _draw_utterances(lengths, self.share, self.generator())
+                utterances = _draw(lengths, self.share, generator)
             if self.whole_utterances:
-                minibatches = _cut_between_utterances(utterances, lengths, self.minibatch_frames)
+                minibatches = _cut_between_pieces(_pieces(utterances, lengths, self.chunk), self.minibatch_frames)
             else:
                 minibatches = _cut_anywhere(utterances, lengths, self.minibatch_frames)
         stop = self.first + self.count if self.count else len(minibatches)
@@ -94,12 +113,21 @@ def _draw_frames(lengths: np.ndarray, share: float, generator: np.random.Generat
     return np.stack([utterances, flat - starts[utterances], np.ones_like(flat)], axis=1).astype(np.int32)
 
 
-def _draw_utterances(lengths: np.ndarray, share: float, generator: np.random.Generator) -> np.ndarray:
-    """Utterances drawn without replacement until their frames reach the share of the whole, in random order."""
-    order = generator.permutation(len(lengths))
-    reached = np.cumsum(lengths[order])
+def _draw(frames: np.ndarray, share: float, generator: np.random.Generator) -> np.ndarray:
+    """Indices drawn without replacement, in random order, until their frames reach the share of the whole."""
+    order = generator.permutation(len(frames))
+    reached = np.cumsum(frames[order])
     count = int(np.searchsorted(reached, share * reached[-1])) + 1
     return order[: min(count, len(order))]
+
+
+def _pieces(utterances: np.ndarray, lengths: np.ndarray, chunk: int) -> np.ndarray:
+    """Utterances cut from their first frame on into pieces (n, 3) of `chunk` frames, the last of each shorter."""
+    size = chunk or max(1, int(lengths.max()))
+    counts = -(-lengths[utterances] // size)  # ⌈frames / size⌉
+    owner = np.repeat(utterances, counts)
+    first = size * (np.arange(len(owner)) - np.repeat(np.cumsum(counts) - counts, counts))
+    return np.stack([owner, first, np.minimum(size, lengths[owner] - first)], axis=1).astype(np.int32)
 
 
 def _cut_frames(pieces: np.ndarray, minibatch_frames: int) -> list[Minibatch]:
@@ -125,17 +153,14 @@ def _cut_anywhere(utterances: np.ndarray, lengths: np.ndarray, minibatch_frames:
     return minibatches
 
 
-def _cut_between_utterances(utterances: np.ndarray, lengths: np.ndarray, minibatch_frames: int) -> list[Minibatch]:
-    """Whole utterances of similar length together (least padding), at most minibatch_frames frames or one utterance."""
-    order = utterances[np.argsort(-lengths[utterances], kind="stable")]
+def _cut_between_pieces(pieces: np.ndarray, minibatch_frames: int) -> list[Minibatch]:
+    """Pieces of similar length together (least padding): rows × longest ≤ minibatch_frames, or one piece alone."""
+    ordered = pieces[np.argsort(-pieces[:, 2], kind="stable")]
     minibatches: list[Minibatch] = []
     start = 0
-    while start < len(order):
-        longest = int(lengths[order[start]])
-        stop = min(len(order), start + max(1, minibatch_frames // max(1, longest)))
-        chosen = order[start:stop]
-        pieces = np.stack([chosen, np.zeros_like(chosen), lengths[chosen]], axis=1).astype(np.int32)
-        minibatches.append(Minibatch(pieces))
+    while start < len(ordered):
+        stop = start + max(1, minibatch_frames // int(ordered[start, 2]))
+        minibatches.append(Minibatch(ordered[start:stop]))
         start = stop
     return minibatches
 

@@ -65,10 +65,8 @@ class Evaluator:
         self._plan = functools.lru_cache(maxsize=8)(lambda sample: sample.plan(self.sets[sample.subset].lengths))
 
     def plan(self, sample: Sample) -> tuple[Minibatch, ...]:
-        """The minibatches of a sample; a window of a plan reuses the whole plan."""
-        if sample.first == 0 and sample.count == 0:
-            return self._plan(sample)
-        whole = self._plan(replace(sample, first=0, count=0))
+        """The minibatches of a sample; a window of a plan, and other dropout masks, reuse the whole plan."""
+        whole = self._plan(replace(sample.without_masks(), first=0, count=0))
         return whole[sample.first : sample.first + sample.count if sample.count else len(whole)]
 
     def losses(self, theta_N: torch.Tensor, sample: Sample, which: Sequence[int], left_out: frozenset[int]) -> Share:

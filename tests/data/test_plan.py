@@ -4,9 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
 
-from asr_hf.data.minibatch import TrainingSet
 from asr_hf.data.plan import Minibatch, Sample, deal
 
 LENGTHS = np.array([7, 30, 1, 12, 25, 3])
@@ -48,6 +46,67 @@ def test_a_draw_of_utterances_reaches_its_share() -> None:
     assert len(chosen) < len(LENGTHS)
 
 
+CHUNKED = [
+    Sample("train", "all", 1.0, 16, whole_utterances=True, chunk=5),
+    Sample("train", "utterances", 0.5, 16, whole_utterances=True, chunk=5),
+    Sample("train", "chunks", 0.5, 16, chunk=5),
+    Sample("train", "chunks", 1.0, 16, chunk=5, purpose="epoch"),
+]
+
+
+@pytest.mark.parametrize("sample", CHUNKED, ids=lambda sample: f"{sample.unit}-{sample.share}")
+def test_pieces_are_cut_at_multiples_of_the_chunk_and_padded_rows_fit(sample: Sample) -> None:
+    plan = sample.plan(LENGTHS)
+    possible = {(u, first, min(5, n - first)) for u, n in enumerate(LENGTHS.tolist()) for first in range(0, n, 5)}
+    found = [tuple(piece) for minibatch in plan for piece in minibatch.pieces.tolist()]
+    assert len(found) == len(set(found))
+    assert set(found) <= possible
+    assert (set(found) == possible) == (sample.share == 1.0)
+    assert all(len(m.pieces) * m.pieces[:, 2].max() <= 16 for m in plan)
+    assert sum(m.frames for m in plan) >= sample.share * LENGTHS.sum()
+
+
+def test_a_draw_of_chunks_is_just_large_enough_and_takes_many_utterances() -> None:
+    lengths = np.full(40, 100)
+    plan = Sample("train", "chunks", 0.1, 50, chunk=10).plan(lengths)
+    assert sum(m.frames for m in plan) == 400
+    assert len({u for u, _ in frames_of(plan)}) > 15
+    whole = Sample("train", "utterances", 0.1, 50, whole_utterances=True).plan(lengths)
+    assert {u for u, _ in frames_of(Sample("train", "chunks", 0.1, 50).plan(lengths))} == {
+        u for u, _ in frames_of(whole)
+    }
+
+
+def test_chunks_of_equal_length_go_together_in_minibatches_of_random_order() -> None:
+    lengths = np.random.default_rng(0).integers(1, 60, size=200)
+    plan = Sample("train", "chunks", 1.0, 80, chunk=20, purpose="epoch").plan(lengths)
+    padded = sum(len(m.pieces) * m.pieces[:, 2].max() for m in plan)
+    assert padded < 1.03 * lengths.sum()
+    longest = [int(m.pieces[:, 2].max()) for m in plan]
+    assert longest != sorted(longest, reverse=True)
+    other = Sample("train", "chunks", 1.0, 80, chunk=20, purpose="epoch", update=1).plan(lengths)
+    assert frames_of(plan) != frames_of(other)
+    assert sorted(frames_of(plan)) == sorted(frames_of(other))
+
+
+def test_an_utterance_longer_than_a_minibatch_stands_alone_and_one_without_frames_nowhere() -> None:
+    plan = Sample("train", minibatch_frames=16, whole_utterances=True).plan(np.array([40, 0, 1]))
+    assert [m.pieces.tolist() for m in plan] == [[[0, 0, 40]], [[2, 0, 1]]]
+
+
+def test_dropout_masks_have_no_influence_on_the_plan() -> None:
+    for sample in (*CHUNKED, Sample("train", "frames", 0.5, 8)):
+        masked = replace(sample, masks=3)
+        assert masked.without_masks() == sample
+        assert frames_of(masked.plan(LENGTHS)) == frames_of(sample.plan(LENGTHS))
+
+
+def test_impossible_requests_are_refused() -> None:
+    for fields in ({"unit": "words"}, {"share": 0.0}, {"minibatch_frames": 0}, {"chunk": -1}, {"masks": -1}):
+        with pytest.raises(ValueError):
+            Sample("train", **fields)
+
+
 def test_a_draw_depends_on_seed_update_and_purpose() -> None:
     sample = Sample("train", "frames", 0.5, 8, seed=1, update=2, purpose="curvature")
     base = frames_of(sample.plan(LENGTHS))
@@ -72,20 +131,3 @@ def test_deal_gives_each_minibatch_once_and_balances() -> None:
         assert max(loads) - min(loads) <= 5
     longest_first = deal((*plan[:3], Minibatch(np.array([[0, 0, 100]], dtype=np.int32))), 2)
     assert longest_first == [[3], [0, 1, 2]]
-
-
-def test_batches_repeat_edge_frames_and_mask_padding() -> None:
-    features = [np.arange(n * 2, dtype=np.float32).reshape(n, 2) for n in (4, 2)]
-    targets = [np.arange(n, dtype=np.int32) for n in (4, 2)]
-    pieces = Minibatch(np.array([[0, 0, 4], [1, 0, 2]], dtype=np.int32))
-    padded = TrainingSet(["a", "b"], features, targets, window=False).batch(pieces, left=1, right=1)
-    assert padded.x_BWD.shape == (2, 6, 2)
-    assert padded.x_BWD[0, :, 0].tolist() == [0, 0, 2, 4, 6, 6]
-    assert padded.x_BWD[1, :, 0].tolist() == [0, 0, 2, 2, 2, 2]
-    assert padded.mask_BT.tolist() == [[True] * 4, [True, True, False, False]]
-    assert padded.target_BT.tolist() == [[0, 1, 2, 3], [0, 1, 0, 0]]
-    single = TrainingSet(["a", "b"], features, targets, window=True).batch(pieces, left=1, right=1)
-    assert single.x_BWD.shape == (6, 3, 2)
-    assert torch.equal(single.x_BWD[3], padded.x_BWD[0, 3:6])
-    assert single.target_BT.flatten().tolist() == [0, 1, 2, 3, 0, 1]
-    assert single.utterance_B.tolist() == [0, 0, 0, 0, 1, 1]
