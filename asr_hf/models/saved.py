@@ -1,4 +1,7 @@
-"""Finished models on disk: `model.safetensors` (parameters, log prior) and `model.json` (model and options)."""
+"""Finished models on disk: `model.safetensors` (parameters, buffers, log prior) and `model.json` (model and options).
+
+Shapes: T frames, D feature dimension, P pdfs, s = subsampling.
+"""
 
 import dataclasses
 import json
@@ -36,13 +39,25 @@ class SavedModel:
         return self.module.num_pdfs
 
     def log_posteriors(self, features_TD: np.ndarray) -> np.ndarray:
-        """Log posteriors (T, P) float32 of one utterance's features (T, D); edge frames are repeated as context."""
-        left, right = self.module.left_context, self.module.right_context
-        index = np.clip(np.arange(-left, len(features_TD) + right), 0, len(features_TD) - 1)
-        x = torch.from_numpy(np.ascontiguousarray(features_TD[index], dtype=np.float32))
+        """Log posteriors (T, P) float32 of every frame of an utterance (T, D); edge frames are repeated as context.
+
+        A model with one output frame every s input frames is run on s inputs, each a frame later than the one before.
+        """
+        frames, subsampling = len(features_TD), self.module.subsampling
+        posteriors_TP = np.empty((frames, self.num_pdfs), dtype=np.float32)
         with torch.inference_mode():
-            output = self.module(x[None])["output"][0]
-            return torch.log_softmax(output, dim=-1).numpy()
+            for first in range(min(subsampling, frames)):
+                x_WD = self._window(features_TD, first)
+                output = self.module(x_WD[None])["output"][0]
+                posteriors_TP[first::subsampling] = torch.log_softmax(output, dim=-1).numpy()
+        return posteriors_TP
+
+    def _window(self, features_TD: np.ndarray, first: int) -> torch.Tensor:
+        """Input (W, D) of the output frames at first, first + s, first + 2s, … of an utterance."""
+        last = range(first, len(features_TD), self.module.subsampling)[-1]
+        index = np.arange(first - self.module.left_context, last + 1 + self.module.right_context)
+        inside = np.clip(index, 0, len(features_TD) - 1)
+        return torch.from_numpy(np.ascontiguousarray(features_TD[inside], dtype=np.float32))
 
 
 def log_prior(pdf_counts: np.ndarray, floor: float) -> np.ndarray:
@@ -54,7 +69,7 @@ def log_prior(pdf_counts: np.ndarray, floor: float) -> np.ndarray:
 def save_model(directory: Path, module: AcousticModel, options: object, prior: np.ndarray) -> None:
     """Write a model beside and rename; `model.json` comes last, so a folder that has it is whole."""
     directory.mkdir(parents=True, exist_ok=True)
-    tensors = {name: parameter.detach().cpu().contiguous() for name, parameter in module.named_parameters()}
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
     tensors[PRIOR] = torch.from_numpy(prior)
     description = {
         "model": model_name(options),
@@ -71,10 +86,13 @@ def save_model(directory: Path, module: AcousticModel, options: object, prior: n
 
 
 def load_model(directory: Path | str) -> SavedModel:
-    """Read a finished model.
+    """Read a finished model, ready to be evaluated.
+
+    An option that `model.json` does not name, because it came later, has its default.
 
     Raises:
-        InputError: the folder holds no finished model, or its files are damaged or disagree.
+        InputError: the folder holds no finished model, or one that this version cannot build, or its files are damaged
+            or disagree.
     """
     directory = Path(directory)
     if not (directory / "model.json").is_file():
@@ -83,12 +101,15 @@ def load_model(directory: Path | str) -> SavedModel:
         description = json.loads((directory / "model.json").read_text())
         tensors = load_file(directory / "model.safetensors")
         prior = tensors.pop(PRIOR).numpy()
+        if description["model"] not in MODELS:
+            raise ValueError(f"a model '{description['model']}' is not known, only {', '.join(MODELS)}")
         options = MODELS[description["model"]](**description["options"])
         module = options.build(description["input_dim"], description["num_pdfs"], seed=0)
         module.load_state_dict(tensors)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise InputError(
-            f"the model in {directory} cannot be read: {error}", "Train it again or copy it again."
+            f"the model in {directory} cannot be read: {error}",
+            "Train it again or copy it again; a model of a later version of asr-hf needs that version.",
         ) from None
     module.eval()
     return SavedModel(module, prior)
