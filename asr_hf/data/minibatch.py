@@ -4,7 +4,7 @@ Shapes: B rows, T output frames, D feature dimension, s = subsampling (input fra
 W = left + s·(T − 1) + 1 + right input frames.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,19 +22,15 @@ class Batch:
         target_BT: int64 pdf of each output frame, 0 where masked.
         mask_BT: True where a frame counts.
         utterance_B: int64 index of the utterance of each row.
-        keep: dropout factors (B, 1, units) by place; None: no dropout.
     """
 
     x_BWD: torch.Tensor
     target_BT: torch.Tensor
     mask_BT: torch.Tensor
     utterance_B: torch.Tensor
-    keep: Mapping[str, torch.Tensor] | None = None
 
     def to(self, device: torch.device) -> "Batch":
-        keep = None if self.keep is None else {place: factor.to(device) for place, factor in self.keep.items()}
-        x_BWD, target_BT, mask_BT = self.x_BWD.to(device), self.target_BT.to(device), self.mask_BT.to(device)
-        return Batch(x_BWD, target_BT, mask_BT, self.utterance_B.to(device), keep)
+        return Batch(*(t.to(device) for t in (self.x_BWD, self.target_BT, self.mask_BT, self.utterance_B)))
 
 
 class TrainingSet:

@@ -5,7 +5,7 @@ ranks. A minibatch is the atom that ranks are dealt; no rank cuts one.
 """
 
 import zlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -45,7 +45,7 @@ class Sample:
         first, count: the window of minibatches taken from the plan (count 0: all from `first` on).
         chunk: frames of the pieces into which utterances are cut from their first frame on, the rest of each shorter
             (0: utterances are not cut); of no account where minibatches may be cut anywhere.
-        masks: the update whose dropout masks apply (0: no dropout); it has no influence on the plan.
+        masks: the update whose dropout masks apply (0: no dropout); plans do not depend on it.
     """
 
     subset: str
@@ -68,10 +68,6 @@ class Sample:
             raise ValueError(f"share must lie in (0, 1] and minibatch_frames be positive in {self}")
         if self.chunk < 0 or self.masks < 0:
             raise ValueError(f"chunk and masks must not be negative in {self}")
-
-    def without_masks(self) -> "Sample":
-        """The sample without dropout: it has the same plan, so plans are remembered by it."""
-        return replace(self, masks=0)
 
     def generator(self) -> np.random.Generator:
         """Random numbers of this draw: a function of (seed, update, purpose) alone."""

@@ -66,7 +66,7 @@ class Evaluator:
 
     def plan(self, sample: Sample) -> tuple[Minibatch, ...]:
         """The minibatches of a sample; a window of a plan, and other dropout masks, reuse the whole plan."""
-        whole = self._plan(replace(sample.without_masks(), first=0, count=0))
+        whole = self._plan(replace(sample, first=0, count=0, masks=0))
         return whole[sample.first : sample.first + sample.count if sample.count else len(whole)]
 
     def losses(self, theta_N: torch.Tensor, sample: Sample, which: Sequence[int], left_out: frozenset[int]) -> Share:

@@ -46,22 +46,23 @@ triphone() {
   asr-hf graph "$lang" "$dir/tri" "$dir/graph-tri"
 }
 
-# neural RANKS NAME ALI SEED OVERRIDE…
+# neural RANKS NAME MODEL ALI SEED OVERRIDE…
 neural() {
-  local ranks=$1 run=$dir/$2 ali=$3
+  local ranks=$1 run=$dir/$2 model=$3 ali=$4
   $resume || rm -rf "$run"
   mpi "$ranks" asr-hf train "$run" --config-dir recipes/an4/conf corpus.train="$fbank/train" \
-    corpus.heldout="$fbank/heldout" corpus.alignments="$ali" model=an4 training.seed="$4" "${@:5}"
+    corpus.heldout="$fbank/heldout" corpus.alignments="$ali" model="$model" training.seed="$5" "${@:6}"
 }
-# hessian_free NAME ALI SEED: after one epoch of Adam
+# hessian_free NAME MODEL ALI SEED: after one epoch of Adam
 hessian_free() {
-  neural 1 "$1-first-epoch" "$2" "$3" optimizer=first_epoch
-  neural "$ranks" "$1" "$2" "$3" optimizer=hf_after_epoch training.init="$dir/$1-first-epoch"
+  neural 1 "$1-first-epoch" "$2" "$3" "$4" optimizer=first_epoch
+  neural "$ranks" "$1" "$2" "$3" "$4" optimizer=hf_after_epoch training.init="$dir/$1-first-epoch"
 }
-# first_order sgd|adam ALI SEED
-first_order() { neural 1 "dnn-ce-$1" "$2" "$3" optimizer="$1_an4"; }
+# first_order sgd|adam MODEL ALI SEED
+first_order() { neural 1 "dnn-ce-$1" "$2" "$3" "$4" optimizer="$1_an4"; }
 realign() { asr-hf align "$fbank/train+heldout" "$lang" "$dir/dnn-for-alignment" "$dir/ali"; }
-conf=$(cat recipes/an4/conf/*/*.yaml | cksum) # a stage whose options changed runs again
+# conf MODEL: a checksum that makes a stage run again when the options of its model or of an optimiser changed
+conf() { cat recipes/an4/conf/{model/"$1",optimizer/*}.yaml | cksum; }
 
 scoring="  tune on dev, decode and score dev and test"
 # the checksum makes a changed prepare.py run again
@@ -72,12 +73,16 @@ stage 3 "monophone GMM: flat start, decoding graph" monophone
 stage 4 "$scoring" evaluate 3 mono "$dir/mono" "$dir/graph-mono" "$mfcc"
 stage 5 "triphone GMM: tree, decoding graph" triphone
 stage 6 "$scoring" evaluate 5 tri "$dir/tri" "$dir/graph-tri" "$mfcc"
-stage 7 "DNN for alignment: Hessian-free, $ranks MPI ranks" hessian_free dnn-for-alignment "$dir/tri" "$seed" "$conf"
+stage 7 "DNN for alignment: Hessian-free, $ranks MPI ranks" hessian_free dnn-for-alignment an4 "$dir/tri" "$seed" "$(conf an4)"
 stage 8 "realignment with that DNN" realign
-stage 9 "DNN by Hessian-free, $ranks MPI ranks" hessian_free dnn-ce-hf "$dir/ali" "$seed" "$conf"
+stage 9 "DNN by Hessian-free, $ranks MPI ranks" hessian_free dnn-ce-hf an4 "$dir/ali" "$seed" "$(conf an4)"
 stage 10 "$scoring" evaluate 9 dnn-ce-hf "$dir/dnn-ce-hf" "$dir/graph-tri" "$fbank"
-stage 11 "DNN by SGD with momentum" first_order sgd "$dir/ali" "$seed" "$conf"
+stage 11 "DNN by SGD with momentum" first_order sgd an4 "$dir/ali" "$seed" "$(conf an4)"
 stage 12 "$scoring" evaluate 11 dnn-ce-sgd "$dir/dnn-ce-sgd" "$dir/graph-tri" "$fbank"
-stage 13 "DNN by Adam" first_order adam "$dir/ali" "$seed" "$conf"
+stage 13 "DNN by Adam" first_order adam an4 "$dir/ali" "$seed" "$(conf an4)"
 stage 14 "$scoring" evaluate 13 dnn-ce-adam "$dir/dnn-ce-adam" "$dir/graph-tri" "$fbank"
-stage 15 "table of results" write_table
+stage 15 "TDNN by Hessian-free, $ranks MPI ranks" hessian_free tdnn-ce-hf an4_tdnn "$dir/ali" "$seed" "$(conf an4_tdnn)"
+stage 16 "$scoring" evaluate 15 tdnn-ce-hf "$dir/tdnn-ce-hf" "$dir/graph-tri" "$fbank"
+stage 17 "LSTM by Hessian-free, $ranks MPI ranks" hessian_free lstm-ce-hf an4_lstm "$dir/ali" "$seed" "$(conf an4_lstm)"
+stage 18 "$scoring" evaluate 17 lstm-ce-hf "$dir/lstm-ce-hf" "$dir/graph-tri" "$fbank"
+stage 19 "table of results" write_table

@@ -1,10 +1,7 @@
 """The tensors of a minibatch against frames picked one by one: context, padding, targets, subsampling."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
-import torch
 
 from asr_hf.data.minibatch import Batch, TrainingSet
 from asr_hf.data.plan import Minibatch, Sample
@@ -63,12 +60,3 @@ def test_every_target_of_a_set_is_asked_for_once_whatever_the_chunk(subsampling:
         batches = [data.batch(minibatch, 1, 1, subsampling) for minibatch in plan]
         targets = sorted(t for batch in batches for t in batch.target_BT[batch.mask_BT].tolist())
         assert targets == sorted(10 * u + t for u, n in enumerate(LENGTHS) for t in range(0, n, subsampling))
-
-
-def test_a_batch_moves_with_its_dropout_factors() -> None:
-    batch = training_set(window=False).batch(minibatch((2, 0, 4)), 0, 0)
-    assert batch.to(torch.device("cpu")).keep is None
-    batch = replace(batch, keep={"layer1": torch.ones(1, 1, 7)})
-    moved = batch.to(torch.device("meta"))
-    assert moved.keep is not None
-    assert {t.device.type for t in (moved.x_BWD, moved.target_BT, moved.mask_BT, moved.keep["layer1"])} == {"meta"}
