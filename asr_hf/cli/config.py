@@ -21,7 +21,14 @@ SCHEMAS: dict[str, dict[str, str]] = {
     "tree": {"tree_options": "asr_hf.hmm.tree:TreeOptions"},
     "graph": {"graph_options": "asr_hf.hmm.graph:GraphOptions"},
     "corpus": {"corpus_options": "asr_hf.training.corpus:CorpusOptions"},
-    "model": {"dnn_options": "asr_hf.models.dnn:DnnOptions"},
+    "model": {
+        "dnn_options": "asr_hf.models.dnn:DnnOptions",
+        "tdnn_options": "asr_hf.models.tdnn:TdnnOptions",
+        "tdnnf_options": "asr_hf.models.tdnnf:TdnnfOptions",
+        "rnn_options": "asr_hf.models.rnn:RnnOptions",
+        "lstm_options": "asr_hf.models.lstm:LstmOptions",
+    },
+    "curvature": {"curvature_options": "asr_hf.curvature.options:CurvatureOptions"},
     "criterion": {"cross_entropy_options": "asr_hf.criteria.cross_entropy:CrossEntropyOptions"},
     "optimizer": {
         "hf_options": "asr_hf.optimizers.hf:HfOptions",

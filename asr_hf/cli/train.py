@@ -9,7 +9,7 @@ from pathlib import Path
 
 from asr_hf.cli.config import compose, to_yaml
 
-GROUPS = ("corpus", "model", "criterion", "optimizer", "cluster", "training")
+GROUPS = ("corpus", "model", "criterion", "curvature", "optimizer", "cluster", "training")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

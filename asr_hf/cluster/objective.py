@@ -6,12 +6,14 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from asr_hf.cluster.protocol import HEADER, Command, write_sample
+from asr_hf.cluster.protocol import HEADER, Command, write_groups, write_sample
 from asr_hf.cluster.ranks import Ranks
-from asr_hf.cluster.worker import Station
+from asr_hf.cluster.worker import PRECISIONS, Station
+from asr_hf.curvature.precision import Precision
 from asr_hf.data.plan import Sample
 from asr_hf.objective.evaluator import Evaluator, Share
 from asr_hf.objective.local import LocalObjective
+from asr_hf.objective.objective import Matrix
 
 
 class ClusterObjective(LocalObjective):
@@ -43,7 +45,12 @@ class ClusterObjective(LocalObjective):
         """Let the workers go; the objective cannot be used afterwards."""
         self._tell(Command.STOP)
 
-    def _tell(self, command: Command, sample: Sample | None = None, **fields: int) -> None:
+    def set_buffers(self, buffers: torch.Tensor) -> None:
+        self._tell(Command.BUFFERS)
+        self.ranks.broadcast(buffers.contiguous().cpu().numpy())
+        super().set_buffers(buffers)
+
+    def _tell(self, command: Command, sample: Sample | None = None, **fields: float) -> np.ndarray:
         self._number += 1
         header = np.zeros(1, dtype=HEADER)
         header["number"], header["command"] = self._number, command
@@ -52,46 +59,56 @@ class ClusterObjective(LocalObjective):
         if sample is not None:
             write_sample(header, sample)
         self.ranks.broadcast(header)
+        return header
 
-    def _evaluate(self, command: Command, theta_N: torch.Tensor, sample: Sample) -> Share:
+    def _evaluate(self, command: Command, theta_N: torch.Tensor, sample: Sample, **fields: int) -> Share:
         begin, self._in_command = time.perf_counter(), True
         fresh = self._theta is None or not torch.equal(self._theta, theta_N)
         left_out = np.array(sorted(self._left_out), dtype=np.int64)
-        self._tell(command, sample, theta_follows=int(fresh), left_out=len(left_out))
+        header = self._tell(command, sample, theta_follows=int(fresh), left_out=len(left_out), **fields)
         if len(left_out):
             self.ranks.broadcast(left_out)
         if fresh:
             self._theta = theta_N.clone()
             self.ranks.broadcast(self._theta.cpu().numpy())
             self.account.vectors += 1
-        share, work = self._station.evaluate(command, self._number, theta_N, sample, self._left_out)
+        share, work = self._station.evaluate(header, theta_N, sample, self._left_out)
         self._enter(work, time.perf_counter() - begin)
         self.account.vectors += share.vector is not None
         if self.ranks.broadcast_flag(bool(work[:, 2].any())):
             share.bad.update(*self.ranks.gather_objects(share.bad))
+        if command is Command.LINEARIZE:
+            self.account.recomputed = int(work[:, 3].sum())
         self._in_command = False
         return share
 
     def _enter(self, work: np.ndarray, elapsed: float) -> None:
         """Account for every rank's work; what the master did not compute was communication and waiting."""
-        for rank, (frames, seconds, _) in enumerate(work):
+        for rank, (frames, seconds, *_) in enumerate(work):
             self.account.worked(rank, int(frames), float(seconds))
         self.account.seconds["communication"] += max(0.0, elapsed - float(work[0, 1]))
 
     def _losses(self, theta_N: torch.Tensor, sample: Sample) -> Share:
         return self._evaluate(Command.LOSS, theta_N, sample)
 
-    def _gradient(self, theta_N: torch.Tensor, sample: Sample) -> Share:
-        return self._evaluate(Command.GRADIENT, theta_N, sample)
+    def _gradient(self, theta_N: torch.Tensor, sample: Sample, batch_statistics: bool) -> Share:
+        return self._evaluate(Command.GRADIENT, theta_N, sample, batch_statistics=int(batch_statistics))
 
-    def _open(self, theta_N: torch.Tensor, sample: Sample) -> Share:
-        share = self._evaluate(Command.LINEARIZE, theta_N, sample)
+    def _moments(self, theta_N: torch.Tensor, sample: Sample) -> Share:
+        return self._evaluate(Command.MOMENTS, theta_N, sample)
+
+    def _open(self, theta_N: torch.Tensor, sample: Sample, precision: Precision) -> Share:
+        share = self._evaluate(Command.LINEARIZE, theta_N, sample, precision=PRECISIONS.index(precision))
         self._handle = self._number
         return share
 
-    def _product(self, v_N: torch.Tensor, matrix: str) -> torch.Tensor:
+    def _product(self, v_N: torch.Tensor, matrix: Matrix) -> torch.Tensor:
         begin, self._in_command = time.perf_counter(), True
-        self._tell(Command.PRODUCT, handle=self._handle, matrix=self.evaluator.criterion.matrices.index(matrix))
+        index, grouped = self.evaluator.criterion.matrices.index(matrix.name), int(bool(matrix.groups))
+        structural = matrix.structural
+        self._tell(Command.PRODUCT, handle=self._handle, matrix=index, structural=structural, grouped=grouped)
+        if grouped:
+            self.ranks.broadcast(write_groups(matrix.groups, self.layout.blocks))
         self.ranks.broadcast(v_N.contiguous().cpu().numpy())
         product, work = self._station.product(self._handle, v_N, matrix)
         self._enter(work, time.perf_counter() - begin)

@@ -8,7 +8,7 @@ from asr_hf.data.plan import PURPOSES, SUBSETS, UNITS, Sample
 
 
 class Command(enum.IntEnum):
-    """The commands; after each, every rank sends its share of a sum, save after CLOSE and STOP."""
+    """The commands; after each, every rank sends its share of a sum, save after CLOSE, STOP and BUFFERS."""
 
     LOSS = 1
     GRADIENT = 2
@@ -16,9 +16,12 @@ class Command(enum.IntEnum):
     PRODUCT = 4
     CLOSE = 5
     STOP = 6
+    MOMENTS = 7
+    BUFFERS = 8
 
 
-# θ, v and the list of utterances left out follow a header where theta_follows, Command.PRODUCT and left_out say so.
+# What follows a header: θ (theta_follows), utterances (left_out), buffers (BUFFERS); after PRODUCT the group of every
+# block of the layout (grouped), −1 for none, and v.
 HEADER = np.dtype(
     [
         ("number", np.int64),  # of the command, counted from 1
@@ -26,6 +29,10 @@ HEADER = np.dtype(
         ("theta_follows", np.int64),
         ("handle", np.int64),  # number of the LINEARIZE command that a PRODUCT or CLOSE belongs to
         ("matrix", np.int64),  # index into the criterion's matrices
+        ("structural", np.float64),  # weight of structural damping
+        ("grouped", np.int64),
+        ("precision", np.int64),  # index into the precisions of products
+        ("batch_statistics", np.int64),
         ("left_out", np.int64),
         ("subset", np.int64),
         ("unit", np.int64),
@@ -41,6 +48,18 @@ HEADER = np.dtype(
         ("masks", np.int64),
     ]
 )
+
+
+def write_groups(groups: tuple[tuple[str, ...], ...], blocks: tuple[str, ...]) -> np.ndarray:
+    """int64, for each block of the layout the index of its group, −1 where it is in none."""
+    group_of = {block: index for index, group in enumerate(groups) for block in group}
+    return np.array([group_of.get(block, -1) for block in blocks], dtype=np.int64)
+
+
+def read_groups(group_of: np.ndarray, blocks: tuple[str, ...]) -> tuple[tuple[str, ...], ...]:
+    """The groups of blocks behind `write_groups`."""
+    count = int(group_of.max(initial=-1)) + 1
+    return tuple(tuple(b for b, g in zip(blocks, group_of, strict=True) if g == index) for index in range(count))
 
 
 def write_sample(header: np.ndarray, sample: Sample) -> None:

@@ -1,7 +1,8 @@
 """Frame cross-entropy against one pdf a frame.
 
-Per frame, with outputs y (P,) and p = softmax(y): loss −log p(target), gradient p − onehot(target), and
-M = diag(p) − ppᵀ, which is both the Gauss-Newton matrix and the Fisher matrix of the softmax.
+Per frame, with outputs y (P,) and p = softmax(y): loss −log p(target), gradient δ = p − onehot(target), and
+M = diag(p) − ppᵀ ("gauss_newton"), which is both the Gauss-Newton matrix and the Fisher matrix of the softmax;
+δδᵀ per frame and per utterance are the empirical Fisher matrices.
 Source: Schraudolph, Fast curvature matrix-vector products (2002), matching losses.
 """
 
@@ -9,7 +10,8 @@ from dataclasses import dataclass
 
 import torch
 
-from asr_hf.criteria.criterion import CriterionLinearisation, Outputs
+from asr_hf.criteria.criterion import CriterionLinearisation, OutputOperator, Outputs
+from asr_hf.criteria.matrices import Operator, frame_fisher, softmax_covariance, utterance_fisher
 from asr_hf.data.minibatch import Batch
 
 
@@ -24,7 +26,7 @@ class CrossEntropyOptions:
 class CrossEntropy:
     """Frame cross-entropy of the output "output" (B, T, P)."""
 
-    matrices = ("gauss_newton",)
+    matrices = ("gauss_newton", "frame_fisher", "utterance_fisher")
 
     def values(self, outputs: Outputs, batch: Batch) -> torch.Tensor:
         """Loss of each row (B,), float64: −Σ_t log p(target) over its unmasked frames (nats)."""
@@ -33,21 +35,25 @@ class CrossEntropy:
         return torch.where(batch.mask_BT, loss_BT, torch.zeros_like(loss_BT)).double().sum(dim=1)
 
     def linearize(self, outputs: Outputs, batch: Batch) -> CriterionLinearisation:
-        """Value, gradient and M = diag(p) − ppᵀ per frame; masked frames have gradient and curvature 0."""
+        """Value, gradient δ = p − onehot and the M of `matrices`; masked frames have gradient and curvature 0."""
         y_BTP = outputs["output"]
         mask_BT1 = batch.mask_BT[..., None]
         p_BTP = torch.where(mask_BT1, torch.softmax(y_BTP, dim=-1), torch.zeros_like(y_BTP))
-        gradient = p_BTP.clone()
-        gradient.scatter_add_(-1, batch.target_BT[..., None], -mask_BT1.to(gradient.dtype))
-
-        def gauss_newton(tangent: Outputs) -> Outputs:
-            pv_BTP = p_BTP * tangent["output"]
-            return {"output": pv_BTP - p_BTP * pv_BTP.sum(dim=-1, keepdim=True)}
-
+        delta_BTP = p_BTP.clone()
+        delta_BTP.scatter_add_(-1, batch.target_BT[..., None], -mask_BT1.to(delta_BTP.dtype))
+        operators = {
+            "gauss_newton": softmax_covariance(p_BTP),
+            "frame_fisher": frame_fisher(delta_BTP),
+            "utterance_fisher": utterance_fisher(delta_BTP, batch.utterance_B),
+        }
         return CriterionLinearisation(
             value_B=self.values(outputs, batch),
             frames_B=batch.mask_BT.sum(dim=1),
-            gradient={"output": gradient},
-            operators={"gauss_newton": gauss_newton},
-            bytes_held=p_BTP.numel() * p_BTP.element_size(),
+            gradient={"output": delta_BTP},
+            operators={name: _on_output(operator) for name, operator in operators.items()},
+            bytes_held=p_BTP.nbytes + delta_BTP.nbytes,
         )
+
+
+def _on_output(operator: Operator) -> OutputOperator:
+    return lambda tangent: {"output": operator(tangent["output"])}

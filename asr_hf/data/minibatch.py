@@ -13,6 +13,11 @@ import torch
 from asr_hf.data.plan import Minibatch
 
 
+ROUNDED_TO = (
+    8  # frames: rows are padded to a multiple, so that few shapes occur (what is traced once per shape is reused)
+)
+
+
 @dataclass(frozen=True)
 class Batch:
     """The tensors of one minibatch.
@@ -72,7 +77,10 @@ class TrainingSet:
             subsampling: s.
         """
         pieces = minibatch.pieces if not self.window else _single_frames(minibatch.pieces)
-        steps = np.arange(0, int(pieces[:, 2].max()), subsampling)  # of the output frames of the longest piece
+        longest = int(pieces[:, 2].max())
+        if longest > ROUNDED_TO:
+            longest += -longest % ROUNDED_TO
+        steps = np.arange(0, longest, subsampling)  # of the output frames of a row
         width = left + int(steps[-1]) + 1 + right
         x = np.empty((len(pieces), width, self.dim), dtype=np.float32)
         for row, (utterance, first) in enumerate(pieces[:, :2].tolist()):

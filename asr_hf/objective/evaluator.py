@@ -6,18 +6,24 @@ A minibatch yields float32; sums over minibatches are float64. LocalObjective an
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
 from torch.func import functional_call
 
-from asr_hf.criteria.criterion import Criterion, CriterionLinearisation, Outputs
-from asr_hf.curvature.linearise import ModelLinearisation
-from asr_hf.curvature.product import jt_m_j
+from asr_hf.criteria.criterion import Criterion, Outputs
+from asr_hf.curvature.guard import RepeatabilityGuard
+from asr_hf.curvature.linearise import Linearizer
+from asr_hf.curvature.options import CurvatureOptions
+from asr_hf.curvature.precision import Precision
 from asr_hf.data.minibatch import Batch, TrainingSet
 from asr_hf.data.plan import Minibatch, Sample
 from asr_hf.models.acoustic import AcousticModel
+from asr_hf.models.dropout import keep_factors
+from asr_hf.models.norm import frame_mask, frozen_norms, moments
 from asr_hf.objective.layout import Layout
+from asr_hf.objective.linearisation import LocalLinearisation, Part
 
 
 @dataclass
@@ -37,36 +43,44 @@ class Share:
     vector: torch.Tensor | None = None
 
 
-@dataclass(frozen=True)
-class _Linearised:
-    jacobian: ModelLinearisation
-    criterion: CriterionLinearisation
-
-
 class Evaluator:
     """Model, criterion and data of one process.
 
     Args:
-        model: the acoustic model; its own parameter values are not used, θ is.
+        model: the acoustic model; its own parameter values are not used, θ is. Its buffers are.
         criterion: the training criterion.
         sets: "train" and "heldout".
         device: where to compute.
+        curvature: how curvature products are computed.
     """
 
     def __init__(
-        self, model: AcousticModel, criterion: Criterion, sets: Mapping[str, TrainingSet], device: torch.device
+        self,
+        model: AcousticModel,
+        criterion: Criterion,
+        sets: Mapping[str, TrainingSet],
+        device: torch.device,
+        curvature: CurvatureOptions | None = None,
     ) -> None:
-        self.model = model.to(device)
+        self.model = model.to(device).eval()
         self.criterion = criterion
         self.sets = dict(sets)
         self.device = device
+        self.curvature = curvature or CurvatureOptions()
         self.layout = Layout.of(model)
+        self.buffers = Layout.of_buffers(model)
+        self.normalisations = len(frozen_norms(model))
         self.frame_model = model.frame_model
+        self._linearizer = Linearizer(self._with_states)
+        self._guard = RepeatabilityGuard(exact=device.type == "cpu")
         self._plan = functools.lru_cache(maxsize=8)(lambda sample: sample.plan(self.sets[sample.subset].lengths))
 
     def plan(self, sample: Sample) -> tuple[Minibatch, ...]:
-        """The minibatches of a sample; a window of a plan, and other dropout masks, reuse the whole plan."""
-        whole = self._plan(replace(sample, first=0, count=0, masks=0))
+        """The minibatches of a sample; a window of a plan reuses the whole plan."""
+        sample = replace(sample, masks=0)
+        if sample.first == 0 and sample.count == 0:
+            return self._plan(sample)
+        whole = self._plan(replace(sample, first=0, count=0))
         return whole[sample.first : sample.first + sample.count if sample.count else len(whole)]
 
     def losses(self, theta_N: torch.Tensor, sample: Sample, which: Sequence[int], left_out: frozenset[int]) -> Share:
@@ -74,42 +88,151 @@ class Evaluator:
         share, parameters = self._share(sample), self.layout.views(theta_N)
         with torch.no_grad():
             for index, batch in self._batches(sample, which, left_out):
-                value_B = self.criterion.values(functional_call(self.model, parameters, (batch.x_BWD,)), batch)
+                value_B = self.criterion.values(self._outputs(parameters, self._inputs(sample, batch)), batch)
                 self._enter(share, index, batch, value_B)
         return share
 
-    def gradient(self, theta_N: torch.Tensor, sample: Sample, which: Sequence[int], left_out: frozenset[int]) -> Share:
-        """Losses and the summed gradient of the minibatches `which`."""
+    def gradient(
+        self,
+        theta_N: torch.Tensor,
+        sample: Sample,
+        which: Sequence[int],
+        left_out: frozenset[int],
+        batch_statistics: bool = False,
+    ) -> Share:
+        """Losses and the summed gradient of the minibatches `which`.
+
+        Args:
+            batch_statistics: batch normalisation uses (and differentiates) the statistics of the minibatch, as
+                first-order methods do, instead of the stored ones.
+        """
         share = self._share(sample)
         share.vector = torch.zeros(self.layout.size, dtype=torch.float64, device=self.device)
         parameters = {name: t.detach().requires_grad_() for name, t in self.layout.views(theta_N).items()}
+        self.model.train(batch_statistics)
         for index, batch in self._batches(sample, which, left_out):
-            outputs = functional_call(self.model, parameters, (batch.x_BWD,))
+            outputs = self._outputs(parameters, self._inputs(sample, batch))
             at_outputs = self.criterion.linearize({name: y.detach() for name, y in outputs.items()}, batch)
             if self._enter(share, index, batch, at_outputs.value_B):
                 names = list(at_outputs.gradient)
                 pulled = torch.autograd.grad(
-                    [outputs[n] for n in names], list(parameters.values()), [at_outputs.gradient[n] for n in names]
+                    [outputs[n] for n in names],
+                    list(parameters.values()),
+                    [at_outputs.gradient[n] for n in names],
+                    materialize_grads=True,
                 )
                 share.vector += self.layout.flatten(dict(zip(parameters, pulled, strict=True)))
+        self.model.eval()
         return share
 
     def linearize(
-        self, theta_N: torch.Tensor, sample: Sample, which: Sequence[int], left_out: frozenset[int]
-    ) -> tuple[Share, "LocalLinearisation"]:
-        """Linearise the minibatches `which`; the share holds their values and frames."""
-        share, parameters = self._share(sample), self.layout.views(theta_N)
-        linearised = []
-        for index, batch in self._batches(sample, which, left_out):
-            jacobian = ModelLinearisation(self._outputs_of(batch), parameters)
-            at_outputs = self.criterion.linearize(jacobian.outputs, batch)
-            if self._enter(share, index, batch, at_outputs.value_B):
-                linearised.append(_Linearised(jacobian, at_outputs))
-        return share, LocalLinearisation(self.layout, linearised, int(share.frames.sum()), self.device)
+        self,
+        theta_N: torch.Tensor,
+        sample: Sample,
+        which: Sequence[int],
+        left_out: frozenset[int],
+        precision: Precision = Precision.FP32,
+    ) -> tuple[Share, LocalLinearisation]:
+        """Linearise the minibatches `which`; the share holds their values and frames.
 
-    def _outputs_of(self, batch: Batch) -> Callable[[dict[str, torch.Tensor]], Outputs]:
-        """Parameters → outputs, at this batch's input."""
-        return lambda parameters: functional_call(self.model, parameters, (batch.x_BWD,))
+        What exceeds the byte budget is not kept: every product linearises it anew, with the same bits.
+        """
+        share, room = self._share(sample), self.curvature.budget_bytes
+        point = self._linearizer.at(self.layout.views(theta_N), precision)
+
+        def linearised(batch: Batch) -> Part:
+            jacobian = point.linearize(self._inputs(sample, batch))
+            masks = {name: self._state_mask(batch, jacobian.outputs[name]) for name in self.curvature.states}
+            return Part(jacobian, self.criterion.linearize(jacobian.outputs, batch), masks)
+
+        def anew(index: int) -> Part:
+            return linearised(next(self._batches(sample, [index], left_out))[1])
+
+        parts: list[Callable[[], Part]] = []
+        kept = 0
+        for index, batch in self._batches(sample, which, left_out):
+            part = linearised(batch)
+            if not self._enter(share, index, batch, part.criterion.value_B):
+                continue
+            if part.bytes_held <= room:
+                room -= part.bytes_held
+                kept += 1
+                parts.append(functools.partial(_identity, part))
+            else:
+                parts.append(functools.partial(anew, index))
+        frames = int(share.frames.sum())
+        return share, LocalLinearisation(self.layout, parts, kept, frames, self.device, self._guard)
+
+    def batch_moments(
+        self, theta_N: torch.Tensor, sample: Sample, which: Sequence[int], left_out: frozenset[int]
+    ) -> Share:
+        """Sums over frames of 1, x and x² for the input x of every batch normalisation.
+
+        Each minibatch is normalised by its own statistics meanwhile, so that the sums depend on θ and the sample alone.
+        The vector holds, for each normalisation in the model's order, the count, Σx and Σx² (units,), float64.
+        """
+        norms, share = list(frozen_norms(self.model).values()), self._share(sample)
+        size = sum(1 + 2 * norm.mean.numel() for norm in norms)
+        share.vector = torch.zeros(size, dtype=torch.float64, device=self.device)
+        seen: dict[int, torch.Tensor] = {}  # of one minibatch, by the number of the norm
+
+        def record(number: int, x: torch.Tensor, mask: torch.Tensor | None) -> None:
+            seen[number] = torch.cat([part.reshape(-1).to(self.device) for part in moments(x, mask)])
+
+        for number, norm in enumerate(norms):
+            norm.record = functools.partial(record, number)
+        try:
+            self.model.train()
+            parameters = self.layout.views(theta_N)
+            with torch.no_grad():
+                for index, batch in self._batches(sample, which, left_out):
+                    outputs = self._outputs(parameters, self._inputs(sample, batch))
+                    self._enter(share, index, batch, self.criterion.values(outputs, batch))
+                    share.vector += torch.cat([seen[number] for number in range(len(norms))])
+        finally:
+            self.model.eval()
+            for norm in norms:
+                norm.record = None
+        return share
+
+    def buffers_from(self, moments: torch.Tensor) -> torch.Tensor:
+        """The buffers (flat) that hold the means and variances of summed `batch_moments`."""
+        named, offset = {n: b.clone() for n, b in self.model.named_buffers()}, 0
+        for name, norm in frozen_norms(self.model).items():
+            units = norm.mean.numel()
+            count, x, xx = moments[offset : offset + 1 + 2 * units].split([1, units, units])
+            offset += 1 + 2 * units
+            mean = x / count
+            named[f"{name}.mean"] = mean.float()
+            named[f"{name}.var"] = (xx / count - mean**2).clamp_min(0.0).float()
+        return self.buffers.flatten(named)
+
+    def set_buffers(self, buffers: torch.Tensor) -> None:
+        """Store a flat vector of buffers in the model."""
+        named = dict(self.model.named_buffers())
+        for name, value in self.buffers.views(buffers).items():
+            named[name].copy_(value)
+
+    def _with_states(self, parameters: dict[str, torch.Tensor], inputs: Any) -> Outputs:
+        return self._outputs(parameters, inputs, self.curvature.states)
+
+    def _outputs(self, parameters: dict[str, torch.Tensor], inputs: Any, states: Sequence[str] = ()) -> Outputs:
+        buffers, x_BWD, mask_BT, keep = inputs
+        return functional_call(self.model, ({**parameters, **buffers},), (x_BWD, mask_BT, keep, tuple(states)))
+
+    def _inputs(self, sample: Sample, batch: Batch) -> Any:
+        """What the model's outputs depend on besides θ: buffers, input, mask, dropout factors."""
+        keep = None
+        if sample.masks and sample.subset == "train" and self.model.dropouts:
+            factors = keep_factors(self.model.dropouts, sample.seed, sample.masks, batch.utterance_B.cpu())
+            keep = {name: factor.to(self.device) for name, factor in factors.items()}
+        return dict(self.model.named_buffers()), batch.x_BWD, batch.mask_BT, keep
+
+    def _state_mask(self, batch: Batch, state_BTH: torch.Tensor) -> torch.Tensor:
+        """Where the frames of a hidden state are real (B, ·, 1)."""
+        frames, outputs, rate = state_BTH.shape[1], batch.mask_BT.shape[1], self.model.subsampling
+        full_rate = frames > rate * (outputs - 1)
+        return frame_mask(batch.mask_BT, frames, rate if full_rate else 1)[..., None]
 
     def _share(self, sample: Sample) -> Share:
         count = len(self.plan(sample))
@@ -117,10 +240,10 @@ class Evaluator:
 
     def _batches(self, sample: Sample, which: Sequence[int], left_out: frozenset[int]) -> Iterator[tuple[int, Batch]]:
         """(index in the plan, batch) of the chosen minibatches; utterances left out are masked, their input zeroed."""
-        plan, dataset = self.plan(sample), self.sets[sample.subset]
+        plan, dataset, model = self.plan(sample), self.sets[sample.subset], self.model
         absent = torch.tensor(sorted(left_out) if sample.subset == "train" else [], dtype=torch.int64)
         for index in which:
-            batch = dataset.batch(plan[index], self.model.left_context, self.model.right_context)
+            batch = dataset.batch(plan[index], model.left_context, model.right_context, model.subsampling)
             rows = torch.isin(batch.utterance_B, absent)
             batch.mask_BT[rows] = False
             batch.x_BWD[rows] = 0.0
@@ -138,17 +261,5 @@ class Evaluator:
         return False
 
 
-class LocalLinearisation:
-    """The linearised minibatches of one process at one θ, and the frames they cover."""
-
-    def __init__(self, layout: Layout, linearised: list[_Linearised], frames: int, device: torch.device) -> None:
-        self.frames = frames
-        self._layout, self._linearised, self._device = layout, linearised, device
-
-    def product(self, v_N: torch.Tensor, matrix: str) -> torch.Tensor:
-        """Σ over minibatches of JᵀMJ·v, float64 (N,)."""
-        total = torch.zeros(self._layout.size, dtype=torch.float64, device=self._device)
-        tangent = self._layout.views(v_N)
-        for item in self._linearised:
-            total += self._layout.flatten(jt_m_j(item.jacobian, item.criterion.operators[matrix], tangent))
-        return total
+def _identity(part: Part) -> Part:
+    return part

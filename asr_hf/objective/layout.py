@@ -32,6 +32,15 @@ class Layout:
     slots: tuple[Slot, ...]
 
     @classmethod
+    def of_buffers(cls, model: AcousticModel) -> "Layout":
+        """The model's buffers (stored statistics of normalisations), laid out like parameters."""
+        slots, offset = [], 0
+        for name, buffer in model.named_buffers():
+            slots.append(Slot(name, tuple(buffer.shape), offset, "", 0.0))
+            offset += slots[-1].size
+        return cls(tuple(slots))
+
+    @classmethod
     def of(cls, model: AcousticModel) -> "Layout":
         slots, offset = [], 0
         for name, parameter in model.named_parameters():
@@ -49,6 +58,24 @@ class Layout:
     def blocks(self) -> tuple[str, ...]:
         """Names of the blocks in order of first appearance."""
         return tuple(dict.fromkeys(slot.block for slot in self.slots))
+
+    def partition(self, count: int) -> tuple[tuple[str, ...], ...]:
+        """The blocks in `count` contiguous groups with about equally many parameters (or fewer)."""
+        sizes = {block: sum(slot.size for slot in self.slots if slot.block == block) for block in self.blocks}
+        groups: list[list[str]] = [[]]
+        filled = 0
+        for position, (block, size) in enumerate(sizes.items()):
+            wanted = len(groups) * self.size / count
+            must_open = len(sizes) - position <= count - len(groups)
+            if groups[-1] and len(groups) < count and (must_open or filled + size / 2 > wanted):
+                groups.append([])
+            groups[-1].append(block)
+            filled += size
+        return tuple(tuple(group) for group in groups)
+
+    def parameters_of(self, groups: tuple[tuple[str, ...], ...]) -> tuple[tuple[str, ...], ...]:
+        """The names of the parameters of each group of blocks."""
+        return tuple(tuple(slot.name for slot in self.slots if slot.block in group) for group in groups)
 
     def views(self, vector_N: torch.Tensor) -> dict[str, torch.Tensor]:
         """The parameters inside a flat vector, by name, without copying."""

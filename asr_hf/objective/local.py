@@ -7,20 +7,23 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
+from asr_hf.curvature.precision import Precision
 from asr_hf.data.plan import Sample
 from asr_hf.errors import InputError
-from asr_hf.objective.evaluator import Evaluator, LocalLinearisation, Share
-from asr_hf.objective.objective import Account, Sum, VectorSum
+from asr_hf.objective.evaluator import Evaluator, Share
+from asr_hf.objective.linearisation import LocalLinearisation
+from asr_hf.objective.objective import GAUSS_NEWTON, Account, Matrix, Penalty, Sum, VectorSum
+from asr_hf.objective.precision import measured_precision
 
 
 class OpenLinearisation:
     """The handle that an optimiser holds between `linearize` and its end."""
 
-    def __init__(self, frames: int, product: Callable[[torch.Tensor, str], torch.Tensor]) -> None:
+    def __init__(self, frames: int, product: Callable[[torch.Tensor, Matrix], torch.Tensor]) -> None:
         self.frames = frames
-        self._product: Callable[[torch.Tensor, str], torch.Tensor] | None = product
+        self._product: Callable[[torch.Tensor, Matrix], torch.Tensor] | None = product
 
-    def product(self, v_N: torch.Tensor, matrix: str = "gauss_newton") -> torch.Tensor:
+    def product(self, v_N: torch.Tensor, matrix: Matrix = GAUSS_NEWTON) -> torch.Tensor:
         """JᵀMJ·v summed over the frames of the sample (N,), float32."""
         if self._product is None:
             raise RuntimeError("this linearisation is closed: open another with objective.linearize(θ, sample)")
@@ -44,6 +47,10 @@ class LocalObjective:
         self.layout = evaluator.layout
         self.device = evaluator.device
         self.frame_model = evaluator.frame_model
+        self.windowed = evaluator.model.windowed
+        self.chunk = evaluator.model.chunk
+        self.penalty: Penalty | None = evaluator.model.penalty()
+        self.normalisations = evaluator.normalisations
         self.account = Account()
         self._bad_share = bad_share
         self._say = say
@@ -64,16 +71,31 @@ class LocalObjective:
         value = float(np.sum(share.values))
         return Sum(value if np.isfinite(value) else float("inf"), int(share.frames.sum()))
 
-    def gradient(self, theta_N: torch.Tensor, sample: Sample) -> VectorSum:
+    def gradient(self, theta_N: torch.Tensor, sample: Sample, batch_statistics: bool = False) -> VectorSum:
         with self.account.measure("gradient"):
-            share = self._without_bad(lambda: self._gradient(theta_N, sample))
+            share = self._without_bad(lambda: self._gradient(theta_N, sample, batch_statistics))
         assert share.vector is not None
         return VectorSum(share.vector.float(), float(np.sum(share.values)), int(share.frames.sum()))
 
-    @contextmanager
-    def linearize(self, theta_N: torch.Tensor, sample: Sample) -> Iterator[OpenLinearisation]:
+    def statistics(self, theta_N: torch.Tensor, sample: Sample) -> torch.Tensor:
+        with self.account.measure("evaluation"):
+            share = self._without_bad(lambda: self._moments(theta_N, sample))
+        assert share.vector is not None
+        return self.evaluator.buffers_from(share.vector)
+
+    def set_buffers(self, buffers: torch.Tensor) -> None:
+        self.evaluator.set_buffers(buffers)
+
+    def choose_precision(self, theta_N: torch.Tensor, sample: Sample) -> tuple[Precision, str]:
         with self.account.measure("linearisation"):
-            share = self._without_bad(lambda: self._open(theta_N, sample))
+            return measured_precision(self.evaluator, theta_N, sample)
+
+    @contextmanager
+    def linearize(
+        self, theta_N: torch.Tensor, sample: Sample, precision: Precision = Precision.FP32
+    ) -> Iterator[OpenLinearisation]:
+        with self.account.measure("linearisation"):
+            share = self._without_bad(lambda: self._open(theta_N, sample, precision))
         handle = OpenLinearisation(int(share.frames.sum()), self._timed_product)
         try:
             yield handle
@@ -81,7 +103,7 @@ class LocalObjective:
             handle.close()
             self._close()
 
-    def _timed_product(self, v_N: torch.Tensor, matrix: str) -> torch.Tensor:
+    def _timed_product(self, v_N: torch.Tensor, matrix: Matrix) -> torch.Tensor:
         with self.account.measure("products"):
             return self._product(v_N, matrix).float()
 
@@ -107,19 +129,26 @@ class LocalObjective:
     def _losses(self, theta_N: torch.Tensor, sample: Sample) -> Share:
         return self._alone(sample, lambda which: self.evaluator.losses(theta_N, sample, which, self._left_out))
 
-    def _gradient(self, theta_N: torch.Tensor, sample: Sample) -> Share:
-        return self._alone(sample, lambda which: self.evaluator.gradient(theta_N, sample, which, self._left_out))
+    def _gradient(self, theta_N: torch.Tensor, sample: Sample, batch_statistics: bool) -> Share:
+        return self._alone(
+            sample,
+            lambda which: self.evaluator.gradient(theta_N, sample, which, self._left_out, batch_statistics),
+        )
 
-    def _open(self, theta_N: torch.Tensor, sample: Sample) -> Share:
+    def _moments(self, theta_N: torch.Tensor, sample: Sample) -> Share:
+        return self._alone(sample, lambda which: self.evaluator.batch_moments(theta_N, sample, which, self._left_out))
+
+    def _open(self, theta_N: torch.Tensor, sample: Sample, precision: Precision) -> Share:
         def linearize(which: Sequence[int]) -> Share:
-            share, self._opened = self.evaluator.linearize(theta_N, sample, which, self._left_out)
+            share, self._opened = self.evaluator.linearize(theta_N, sample, which, self._left_out, precision)
+            self.account.recomputed = self._opened.minibatches - self._opened.kept
             return share
 
         return self._alone(sample, linearize)
 
     _opened: LocalLinearisation | None = None
 
-    def _product(self, v_N: torch.Tensor, matrix: str) -> torch.Tensor:
+    def _product(self, v_N: torch.Tensor, matrix: Matrix) -> torch.Tensor:
         assert self._opened is not None
         begin = time.perf_counter()
         product = self._opened.product(v_N, matrix)

@@ -6,16 +6,18 @@ optimiser divides by the frames, once: L/frames, g/frames, Gv/frames.
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
 
+from asr_hf.curvature.precision import Precision
 from asr_hf.data.plan import Sample
 from asr_hf.objective.layout import Layout
 
+Named = Mapping[str, torch.Tensor]
 PHASES = ("gradient", "linearisation", "products", "evaluation", "communication")
 
 
@@ -40,6 +42,43 @@ class VectorSum:
     frames: int
 
 
+@dataclass(frozen=True)
+class Matrix:
+    """Which JᵀMJ a product is of.
+
+    Attributes:
+        name: M on the outputs, one of the criterion's `matrices`.
+        structural: weight of structural damping, added to M on the hidden states named in `curvature.states`.
+        groups: a partition of (some) blocks of the layout; the product is then with the diagonal blocks of these
+            groups, and zero elsewhere. Empty: the whole matrix.
+    """
+
+    name: str = "gauss_newton"
+    structural: float = 0.0
+    groups: tuple[tuple[str, ...], ...] = ()
+
+
+GAUSS_NEWTON = Matrix()
+
+
+class Penalty(Protocol):
+    """A term of the loss in θ alone, with its own Gauss-Newton matrix (positive semi-definite), by parameter name."""
+
+    def refresh(self, named: Named) -> None:
+        """Fix at θ what the penalty holds constant within an update."""
+        ...
+
+    def value(self, named: Named) -> float: ...
+
+    def gradient(self, named: Named) -> dict[str, torch.Tensor]: ...
+
+    def product(self, named: Named, tangent: Named) -> dict[str, torch.Tensor]: ...
+
+    def step(self, named: Named) -> dict[str, torch.Tensor]:
+        """New values of the parameters after the constraint's own step, for first-order methods."""
+        ...
+
+
 @dataclass
 class Account:
     """Where the seconds went, and what was done: the columns of the log.
@@ -47,11 +86,13 @@ class Account:
     Attributes:
         seconds: per phase of PHASES, wall seconds of this process.
         vectors: number of vectors (N,) sent or reduced between ranks.
+        recomputed: minibatches of the last linearisation that did not fit the byte budget, on all ranks.
         rank_frames, rank_seconds: per rank, frames evaluated and seconds spent computing.
     """
 
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PHASES, 0.0))
     vectors: int = 0
+    recomputed: int = 0
     rank_frames: list[int] = field(default_factory=list)
     rank_seconds: list[float] = field(default_factory=list)
 
@@ -77,7 +118,7 @@ class Linearisation(Protocol):
 
     frames: int
 
-    def product(self, v_N: torch.Tensor, matrix: str = "gauss_newton") -> torch.Tensor:
+    def product(self, v_N: torch.Tensor, matrix: Matrix = GAUSS_NEWTON) -> torch.Tensor:
         """JᵀMJ·v summed over the frames of the sample (N,); raises RuntimeError once closed."""
         ...
 
@@ -88,7 +129,11 @@ class Objective(Protocol):
     layout: Layout
     device: torch.device
     frame_model: bool
+    windowed: bool  # an output frame depends on its window alone: utterances may be cut anywhere
+    chunk: int  # frames of the pieces that utterances are cut into for training, 0: whole utterances
     account: Account
+    penalty: Penalty | None  # of θ alone: to be added by the optimiser, once
+    normalisations: int  # number of normalisations with stored statistics
 
     def begin_update(self) -> None:
         """Forget which utterances were left out: a new update begins."""
@@ -106,10 +151,27 @@ class Objective(Protocol):
         """L(θ) on the sample; +∞ where an utterance's loss is not finite."""
         ...
 
-    def gradient(self, theta_N: torch.Tensor, sample: Sample) -> VectorSum:
-        """∇L(θ) on the sample; utterances that turn non-finite are named and left out, with their frames."""
+    def gradient(self, theta_N: torch.Tensor, sample: Sample, batch_statistics: bool = False) -> VectorSum:
+        """∇L(θ) on the sample; utterances that turn non-finite are named and left out, with their frames.
+
+        With `batch_statistics` batch normalisations use those of the minibatch (first-order methods).
+        """
         ...
 
-    def linearize(self, theta_N: torch.Tensor, sample: Sample) -> AbstractContextManager[Linearisation]:
-        """Fix θ, sample, J and the criterion's caches for any number of products."""
+    def linearize(
+        self, theta_N: torch.Tensor, sample: Sample, precision: Precision = Precision.FP32
+    ) -> AbstractContextManager[Linearisation]:
+        """Fix θ, sample, J and the criterion's caches for any number of products, in one precision."""
+        ...
+
+    def choose_precision(self, theta_N: torch.Tensor, sample: Sample) -> tuple[Precision, str]:
+        """The precision of products that the options ask for, and why: `auto` is measured here, on this rank."""
+        ...
+
+    def statistics(self, theta_N: torch.Tensor, sample: Sample) -> torch.Tensor:
+        """The statistics of batch normalisations over the sample, as the flat vector of the model's buffers."""
+        ...
+
+    def set_buffers(self, buffers: torch.Tensor) -> None:
+        """Store the statistics of normalisations, on every rank."""
         ...

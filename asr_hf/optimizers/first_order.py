@@ -2,16 +2,18 @@
 
 import math
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
 from asr_hf.data.plan import Sample
 from asr_hf.objective.objective import Account, Objective
-from asr_hf.optimizers.hf import heldout_sample
 from asr_hf.optimizers.optimizer import State, StepReport
+from asr_hf.optimizers.samples import drawn, whole_set
 from asr_hf.options import option, require
 from asr_hf.solvers.vectors import norm
+
+HELDOUT_MINIBATCH = 2048  # frames per minibatch of held-out loss and statistics
 
 
 @dataclass
@@ -27,12 +29,14 @@ class FirstOrderOptions:
         0.005, "relative fall of held-out loss in an epoch below which the rate starts to halve"
     )
     newbob_stop: float = option(0.001, "relative fall of held-out loss in an epoch below which a halving run ends")
+    piece_frames: int = option(50, "frames of the pieces drawn of models that may be cut anywhere (TDNN)")
+    constraint_steps: int = option(4, "steps between the semi-orthogonal steps of a TDNN-F")
     clip: float = option(5.0, "largest ‖gradient‖ per frame; a larger one is scaled down to it")
 
     def __post_init__(self) -> None:
         for name in ("rate", "clip"):
             require(getattr(self, name) > 0, f"optimizer.{name}", getattr(self, name), "must be positive")
-        for name in ("epochs", "minibatch_frames", "minibatches_per_step"):
+        for name in ("epochs", "minibatch_frames", "minibatches_per_step", "piece_frames", "constraint_steps"):
             require(getattr(self, name) >= 1, f"optimizer.{name}", getattr(self, name), "must be at least 1")
         for name in ("weight_decay", "newbob_start", "newbob_stop"):
             require(getattr(self, name) >= 0, f"optimizer.{name}", getattr(self, name), "must not be negative")
@@ -80,7 +84,7 @@ class FirstOrderState(State):
     """What a first-order method remembers.
 
     Attributes:
-        best: parameters (N,) with the lowest held-out loss so far, and that loss.
+        best: parameters (N,) with the lowest held-out loss so far; their statistics of normalisations, and that loss.
         rate: learning rate; halving: whether newbob has begun to halve it.
         first, second: momentum or first moment, second moment (N,).
         steps: steps done; position: minibatches of the running epoch that are done.
@@ -88,6 +92,7 @@ class FirstOrderState(State):
     """
 
     best: torch.Tensor = field(default_factory=lambda: torch.empty(0))
+    best_buffers: torch.Tensor = field(default_factory=lambda: torch.empty(0))
     best_heldout: float = math.inf
     heldout: float = math.nan
     rate: float = 0.0
@@ -129,8 +134,8 @@ class FirstOrder:
             f"{o.minibatch_frames} frames a step, newbob {o.newbob_start:g}/{o.newbob_stop:g}"
         )
 
-    def best(self) -> torch.Tensor:
-        return self.state.best
+    def best(self) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.state.best, self.state.best_buffers
 
     def step(self, objective: Objective) -> StepReport | None:
         """Go on with the epoch; its report when it is over, None when `pause_after` seconds are up before."""
@@ -140,7 +145,8 @@ class FirstOrder:
         objective.account = self._account
         if math.isnan(state.heldout):
             state.heldout = state.best_heldout = self._heldout(objective)
-        epoch = self._epoch(0, 0)
+            state.best_buffers = state.buffers
+        epoch = self._epoch(objective, 0, 0)
         count = objective.minibatches(epoch)
         while state.position < count:
             self._one_step(objective, min(self.options.minibatches_per_step, count - state.position))
@@ -155,9 +161,9 @@ class FirstOrder:
     def _one_step(self, objective: Objective, minibatches: int) -> None:
         state, options = self.state, self.options
         objective.begin_update()
-        answer = objective.gradient(state.theta, self._epoch(state.position, minibatches))
-        state.position += minibatches
         state.steps += 1
+        answer = objective.gradient(state.theta, self._epoch(objective, state.position, minibatches), True)
+        state.position += minibatches
         if not answer.frames:
             return
         gradient = answer.vector.div_(answer.frames)
@@ -167,6 +173,9 @@ class FirstOrder:
         if length > options.clip:
             gradient.mul_(options.clip / length)
         self.move(gradient)
+        if objective.penalty is not None and state.steps % options.constraint_steps == 0:
+            named = objective.layout.views(state.theta)
+            state.theta = objective.layout.flatten({**named, **objective.penalty.step(named)})
         state.loss_sum += answer.value
         state.frames += answer.frames
         state.norm_sum += length
@@ -187,9 +196,9 @@ class FirstOrder:
             note=f"{steps} steps",
         )
         if gain > 0:
-            state.best, state.best_heldout = state.theta.clone(), state.heldout
+            state.best, state.best_buffers, state.best_heldout = state.theta.clone(), state.buffers, state.heldout
         else:  # as in newbob of Kaldi's nnet1: go on from the best
-            state.theta = state.best.clone()
+            state.theta, state.buffers = state.best.clone(), state.best_buffers
             state.first.zero_()
             report.note += "; held-out loss rose, back to the best"
         if state.halving and gain < options.newbob_stop:
@@ -203,22 +212,19 @@ class FirstOrder:
             state.finished = f"all {options.epochs} epochs are done"
         return report
 
-    def _epoch(self, first: int, count: int) -> Sample:
-        return Sample(
-            "train",
-            "frames",
-            1.0,
-            self.options.minibatch_frames,
-            False,
-            self.seed,
-            self.state.update,
-            "epoch",
-            first,
-            count,
-        )
+    def _epoch(self, objective: Objective, first: int, count: int) -> Sample:
+        options, state = self.options, self.state
+        share, frames, pieces = 1.0, options.minibatch_frames, options.piece_frames
+        epoch = drawn(objective, "epoch", share, frames, self.seed, state.update, pieces, masks=state.steps)
+        return replace(epoch, first=first, count=count)
 
     def _heldout(self, objective: Objective) -> float:
-        return objective.loss(self.state.theta, heldout_sample(objective, 2048)).mean
+        """Held-out loss of θ; before it, where the model has normalisations, their statistics at θ."""
+        state = self.state
+        if objective.normalisations:
+            state.buffers = objective.statistics(state.theta, whole_set(objective, "train", HELDOUT_MINIBATCH))
+            objective.set_buffers(state.buffers)
+        return objective.loss(state.theta, whole_set(objective, "heldout", HELDOUT_MINIBATCH)).mean
 
 
 class Sgd(FirstOrder):

@@ -5,7 +5,8 @@ Symbols, with losses, gradients and products per frame (sums divided by their fr
     S_g, S_c, S_h    gradient sample, curvature sample, held-out set
     g (N,)           ∇L(θ) on S_g
     G (N, N)         JᵀMJ on S_c, known by its products
-    λ                damping per frame
+    λ                damping per frame; with structural damping G holds λμ·JₕᵀJₕ of hidden states h as well
+    R(θ)             terms in θ alone: weight decay and the model's penalty, part of L, g and G
     φ(d)             gᵀd + ½ dᵀ(G + λI)d, minimised by CG
     q(d)             gᵀd + ½ dᵀG d, the undamped model in ρ = (L(θ+d) − L(θ)) / q(d), L on S_g
 Source: Kingsbury, Sainath and Soltau (2012), algorithm 1; Martens (2010). That ρ comes from training data, and that
@@ -18,13 +19,17 @@ from dataclasses import dataclass, field
 
 import torch
 
+from asr_hf.curvature.precision import Precision
 from asr_hf.data.plan import Sample
-from asr_hf.objective.objective import Account, Objective
+from asr_hf.objective.objective import Account, Matrix, Objective
 from asr_hf.optimizers.damping import DampingOptions
 from asr_hf.optimizers.line_search import ArmijoOptions, armijo, backtrack
 from asr_hf.optimizers.optimizer import State, StepReport
+from asr_hf.optimizers.regulariser import Regulariser
+from asr_hf.optimizers.samples import drawn, whole_set
 from asr_hf.options import option, require
 from asr_hf.solvers.cg import CgOptions, CgResult, Iterate, conjugate_gradients, view
+from asr_hf.solvers.stopping import StopReason
 from asr_hf.solvers.vectors import dot, norm
 
 NEGLIGIBLE = 1e-7  # a predicted change of the loss below this (nats a frame) says nothing about the model
@@ -39,6 +44,8 @@ class HfOptions:
     curvature_share: float = option(0.03, "share of the training frames in the curvature sample, drawn anew per update")
     minibatch_frames: int = option(2048, "frames per minibatch of gradient and loss")
     curvature_minibatch_frames: int = option(1024, "frames per minibatch of curvature products")
+    piece_frames: int = option(50, "frames of the pieces in drawn samples of models that may be cut anywhere (TDNN)")
+    structural: float = option(0.0, "μ of structural damping λμ on the hidden states of curvature.states")
     weight_decay: float = option(0.0, "ω of the penalty ½ω‖θ‖² per frame")
     warm_start: float = option(0.95, "β: CG starts from β times the last CG iterate of the update before")
     stop_rejections: int = option(5, "rejections in a row after which the run is finished")
@@ -50,9 +57,10 @@ class HfOptions:
         require(self.updates >= 1, "optimizer.updates", self.updates, "must be at least 1")
         for name in ("gradient_share", "curvature_share"):
             require(0 < getattr(self, name) <= 1, f"optimizer.{name}", getattr(self, name), "must lie in (0, 1]")
-        for name in ("minibatch_frames", "curvature_minibatch_frames", "stop_rejections"):
+        for name in ("minibatch_frames", "curvature_minibatch_frames", "stop_rejections", "piece_frames"):
             require(getattr(self, name) >= 1, f"optimizer.{name}", getattr(self, name), "must be at least 1")
-        require(self.weight_decay >= 0, "optimizer.weight_decay", self.weight_decay, "must not be negative")
+        for name in ("weight_decay", "structural"):
+            require(getattr(self, name) >= 0, f"optimizer.{name}", getattr(self, name), "must not be negative")
         require(0 <= self.warm_start < 1, "optimizer.warm_start", self.warm_start, "must lie in [0, 1)")
 
     def start(self, theta: torch.Tensor, seed: int) -> "HessianFree":
@@ -69,6 +77,7 @@ class HfState(State):
         gradient_update: update whose gradient sample is in use; a rejection keeps it, since θ has not moved.
         heldout: loss per frame of θ on the held-out set (NaN: not yet known).
         rejections: rejected updates in a row.
+        precision: of the curvature products, decided at the first update; empty: not yet.
     """
 
     damping: float = 1.0
@@ -76,6 +85,7 @@ class HfState(State):
     gradient_update: int = 1
     heldout: float = math.nan
     rejections: int = 0
+    precision: str = ""
 
 
 class HessianFree:
@@ -85,6 +95,7 @@ class HessianFree:
         self.options, self.state, self.seed = options, state, seed
         self._gradient: torch.Tensor | None = None  # g per frame at θ (N,); a resumed run computes the same again
         self._loss_at_theta = math.nan
+        self._regulariser: Regulariser
 
     def view(self) -> str:
         o = self.options
@@ -94,8 +105,8 @@ class HessianFree:
             f"(×{o.damping.drop:.3g} / ×{o.damping.boost:.3g}); warm start {o.warm_start:g}\n{view(o.cg)}"
         )
 
-    def best(self) -> torch.Tensor:
-        return self.state.theta
+    def best(self) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.state.theta, self.state.buffers
 
     def step(self, objective: Objective) -> StepReport:
         """One update, as in Kingsbury et al. (2012), algorithm 1."""
@@ -103,17 +114,19 @@ class HessianFree:
         objective.account = Account()
         state.update += 1
         if math.isnan(state.heldout):
-            state.heldout = self._heldout(objective, state.theta)
+            self._take_stock(objective)
         if self._gradient is None:
             objective.begin_update()
+            self._regulariser = Regulariser(objective, state.theta, options.weight_decay)
             self._gradient, self._loss_at_theta = self._evaluate_gradient(objective)
         gradient = self._gradient
         report = StepReport(
             state.update, False, self._loss_at_theta, state.heldout, norm(gradient), 0.0, damping=state.damping
         )
 
-        solution = self._solve(objective, gradient)
+        solution, remark = self._solve(objective, gradient)
         report.cg_iterations, report.cg_stop = solution.iterations, solution.reason.name
+        report.precision = state.precision
         if solution.iterates:
             chosen, heldout = backtrack(
                 solution.iterates, lambda d: self._heldout(objective, state.theta + d.x), state.heldout
@@ -124,7 +137,11 @@ class HessianFree:
                 report.note = "rejected: no CG iterate lowers the held-out loss"
         else:
             report.note = f"rejected: {solution.reason.value}"
+        report.note += remark
         if report.accepted:
+            if objective.normalisations:
+                self._take_stock(objective)
+                report.heldout = state.heldout
             state.rejections = 0
             state.direction = solution.x
             state.gradient_update = state.update + 1
@@ -167,46 +184,64 @@ class HessianFree:
         report.accepted, report.step, report.heldout = True, alpha, heldout
         report.note = f"iterate {chosen.iteration} of {report.cg_iterations}"
 
-    def _solve(self, objective: Objective, gradient: torch.Tensor) -> CgResult:
-        """CG on (G + (λ + ω)I) d = −g with G of a curvature sample drawn for this update."""
+    def _solve(self, objective: Objective, gradient: torch.Tensor) -> tuple[CgResult, str]:
+        """CG on (G + λI) d = −g in the run's precision, or from then on in fp32 if that is found too coarse."""
+        state, remark = self.state, ""
+        sample = self._sample(objective, "curvature")
+        if not state.precision:
+            precision, why = objective.choose_precision(state.theta, sample)
+            state.precision, remark = precision.value, f"; {why}"
+        solution = self._solve_in(Precision(state.precision), objective, sample, gradient)
+        if solution.reason is StopReason.DRIFT:
+            remark += (
+                f"; curvature products in {state.precision} gave way to fp32: the true residual had parted from "
+                f"CG's recursion by {solution.drift:.2g} of the gradient after {solution.iterations} iterations"
+            )
+            state.precision = Precision.FP32.value
+            solution = self._solve_in(Precision.FP32, objective, sample, gradient)
+        return solution, remark
+
+    def _solve_in(self, precision: Precision, objective: Objective, sample: Sample, gradient: torch.Tensor) -> CgResult:
+        """CG on (G + λI) d = −g with G of a curvature sample drawn for this update."""
         state, options = self.state, self.options
-        share, minibatch_frames = options.curvature_share, options.curvature_minibatch_frames
-        sample = self._sample(objective, "curvature", share, minibatch_frames, state.update)
-        with objective.linearize(state.theta, sample) as lin:
+        matrix = Matrix(structural=state.damping * options.structural)
+        start = state.direction * options.warm_start if state.direction.numel() and options.warm_start else None
+        with objective.linearize(state.theta, sample, precision) as lin:
 
             def product(v_N: torch.Tensor) -> torch.Tensor:
-                gv_N = lin.product(v_N).div_(lin.frames)
-                return gv_N.add_(v_N, alpha=state.damping + options.weight_decay)
+                gv_N = self._regulariser.add_product(lin.product(v_N, matrix).div_(lin.frames), v_N)
+                return gv_N.add_(v_N, alpha=state.damping)
 
-            start = state.direction * options.warm_start if state.direction.numel() and options.warm_start else None
-            return conjugate_gradients(product, gradient.neg(), options.cg, start)
+            watch = precision is not Precision.FP32
+            return conjugate_gradients(product, gradient.neg(), options.cg, start, watch_drift=watch)
+
+    def _take_stock(self, objective: Objective) -> None:
+        """Held-out loss of θ; before it, where the model has normalisations, their statistics at θ."""
+        state = self.state
+        if objective.normalisations:
+            state.buffers = objective.statistics(state.theta, self._sample(objective, "gradient"))
+            objective.set_buffers(state.buffers)
+        state.heldout = self._heldout(objective, state.theta)
 
     def _evaluate_gradient(self, objective: Objective) -> tuple[torch.Tensor, float]:
-        """g and L per frame at θ on the gradient sample, weight decay included."""
-        omega, theta = self.options.weight_decay, self.state.theta
-        answer = objective.gradient(theta, self._gradient_sample(objective))
-        gradient = answer.vector.div_(answer.frames).add_(theta, alpha=omega)
-        return gradient, answer.value / answer.frames + 0.5 * omega * dot(theta, theta)
+        """g and L per frame at θ on the gradient sample, R included."""
+        answer = objective.gradient(self.state.theta, self._sample(objective, "gradient"))
+        gradient = self._regulariser.add_gradient(answer.vector.div_(answer.frames))
+        return gradient, answer.value / answer.frames + self._regulariser.value(self.state.theta)
 
     def _loss(self, objective: Objective, theta: torch.Tensor) -> float:
-        decay = 0.5 * self.options.weight_decay * dot(theta, theta)
-        return objective.loss(theta, self._gradient_sample(objective)).mean + decay
+        return objective.loss(theta, self._sample(objective, "gradient")).mean + self._regulariser.value(theta)
 
     def _heldout(self, objective: Objective, theta: torch.Tensor) -> float:
-        return objective.loss(theta, heldout_sample(objective, self.options.minibatch_frames)).mean
+        return objective.loss(theta, whole_set(objective, "heldout", self.options.minibatch_frames)).mean
 
-    def _gradient_sample(self, objective: Objective) -> Sample:
-        share, minibatch_frames = self.options.gradient_share, self.options.minibatch_frames
-        return self._sample(objective, "gradient", share, minibatch_frames, self.state.gradient_update)
-
-    def _sample(self, objective: Objective, purpose: str, share: float, minibatch_frames: int, update: int) -> Sample:
-        whole = not objective.frame_model
+    def _sample(self, objective: Objective, purpose: str) -> Sample:
+        """The gradient sample in use, or the curvature sample of this update; both with the same dropout masks."""
+        options, state = self.options, self.state
+        masks = state.gradient_update
+        share, minibatch_frames, update = options.gradient_share, options.minibatch_frames, state.gradient_update
+        if purpose == "curvature":
+            share, minibatch_frames, update = options.curvature_share, options.curvature_minibatch_frames, state.update
         if share == 1.0:
-            return Sample("train", "all", 1.0, minibatch_frames, whole, purpose=purpose)
-        unit = "utterances" if whole else "frames"
-        return Sample("train", unit, share, minibatch_frames, whole, self.seed, update, purpose)
-
-
-def heldout_sample(objective: Objective, minibatch_frames: int) -> Sample:
-    """All of the held-out set."""
-    return Sample("heldout", "all", 1.0, minibatch_frames, not objective.frame_model, purpose="heldout")
+            return whole_set(objective, "train", minibatch_frames, self.seed, masks)
+        return drawn(objective, purpose, share, minibatch_frames, self.seed, update, options.piece_frames, masks)

@@ -22,6 +22,8 @@ class StepReport:
         note: why the update went as it did, a sentence for people.
         damping, rho, cg_iterations, cg_stop: of second-order methods.
         seconds: per phase (gradient, linearisation, products, evaluation, communication, master) and "total".
+        precision: of the curvature products.
+        recomputed: minibatches that did not fit the byte budget and were linearised anew at every product.
         vectors: vectors (N,) sent or reduced between ranks.
         rank_frames, rank_seconds: per rank.
     """
@@ -37,6 +39,8 @@ class StepReport:
     rho: float | None = None
     cg_iterations: int | None = None
     cg_stop: str | None = None
+    precision: str | None = None
+    recomputed: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
     vectors: int = 0
     rank_frames: list[int] = field(default_factory=list)
@@ -48,7 +52,7 @@ class StepReport:
         seconds["master"] = max(0.0, elapsed - sum(seconds.values()))
         seconds["total"] = elapsed
         self.seconds = {phase: round(value, 4) for phase, value in seconds.items()}
-        self.vectors = account.vectors
+        self.vectors, self.recomputed = account.vectors, account.recomputed
         self.rank_frames = list(account.rank_frames)
         self.rank_seconds = [round(value, 4) for value in account.rank_seconds]
 
@@ -61,11 +65,13 @@ class State:
         theta: the parameters (N,).
         update: updates (first-order: whole epochs) done.
         finished: why the run is over, empty while it is not.
+        buffers: statistics of the model's normalisations, which travel with θ (empty: not yet known, or none).
     """
 
     theta: torch.Tensor
     update: int = 0
     finished: str = ""
+    buffers: torch.Tensor = field(default_factory=lambda: torch.empty(0))
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """The tensors, by field name."""
@@ -91,6 +97,6 @@ class Optimizer(Protocol):
         """Do one update (first-order: at most one epoch, less if the time is up, then None is returned)."""
         ...
 
-    def best(self) -> torch.Tensor:
-        """The parameters to keep when the run is over (N,)."""
+    def best(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """What to keep when the run is over: parameters (N,), and statistics of normalisations (empty: none)."""
         ...

@@ -28,7 +28,8 @@ class CgOptions:
     max_iterations: int = option(30, "limit of CG iterations (products) per solve")
     progress_tolerance: float = option(5e-4, "Martens' test: relative progress of φ per iteration; 0 switches it off")
     residual_tolerance: float = option(0.0, "stop when ‖r‖ ≤ this times ‖b‖; 0 switches the test off")
-
+    drift_every: int = option(10, "iterations between true residuals b − Ax, where products are imprecise")
+    drift_tolerance: float = option(0.1, "largest ‖(b − Ax) − r‖ in units of ‖b‖ that imprecise products may cause")
     first_kept: int = option(1, "first iterate kept for backtracking (then every 1.3 times later); 5 in Martens' code")
 
     def __post_init__(self) -> None:
@@ -40,6 +41,8 @@ class CgOptions:
             self.progress_tolerance,
             "must not be negative",
         )
+        require(self.drift_every >= 1, "optimizer.cg.drift_every", self.drift_every, "must be at least 1")
+        require(self.drift_tolerance > 0, "optimizer.cg.drift_tolerance", self.drift_tolerance, "must be positive")
         require(
             0 <= self.residual_tolerance < 1,
             "optimizer.cg.residual_tolerance",
@@ -69,6 +72,7 @@ class CgResult:
         iterates: the kept iterates in order, the last of them x itself (none if not one step was made).
         residuals: ‖r‖ after every iteration, from 0.
         quadratics: φ after every iteration, from 0.
+        drift: largest ‖(b − Ax) − r‖/‖b‖ that was seen (0 where it was not watched).
     """
 
     x: torch.Tensor
@@ -78,6 +82,7 @@ class CgResult:
     iterates: list[Iterate] = field(default_factory=list)
     residuals: list[float] = field(default_factory=list)
     quadratics: list[float] = field(default_factory=list)
+    drift: float = 0.0
 
 
 def scaled_warm_start(start: torch.Tensor, product: torch.Tensor, b: torch.Tensor) -> float:
@@ -105,6 +110,7 @@ def conjugate_gradients(
     options: CgOptions,
     start: torch.Tensor | None = None,
     monitor: Monitor | None = None,
+    watch_drift: bool = False,
 ) -> CgResult:
     """Minimise φ(x) = ½xᵀAx − bᵀx by conjugate gradients.
 
@@ -114,6 +120,8 @@ def conjugate_gradients(
         options: limits and tolerances.
         start: first iterate (N,), scaled so that φ(start) ≤ 0; None starts from zero and saves a product.
         monitor: called with (iteration, φ, ‖r‖) after every iteration.
+        watch_drift: compare r with the true residual every `options.drift_every` iterations (a product each), and
+            stop where they part: for products in reduced precision.
 
     Returns:
         CgResult, with the reason of the stop.
@@ -162,6 +170,11 @@ def conjugate_gradients(
             result.iterates.append(Iterate(x, i, quadratic))
         if monitor is not None:
             monitor(i, quadratic, result.residuals[-1])
+        if watch_drift and i % options.drift_every == 0:
+            result.drift = max(result.drift, norm(b - product(x) - r) / b_norm)
+            if not result.drift <= options.drift_tolerance:
+                result.reason = StopReason.DRIFT
+                break
         if result.residuals[-1] <= options.residual_tolerance * b_norm:
             result.reason = StopReason.RESIDUAL
             break

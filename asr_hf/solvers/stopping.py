@@ -13,12 +13,13 @@ class StopReason(enum.Enum):
     ITERATIONS = "the iteration limit was reached"
     ZERO_RHS = "the right-hand side is zero: there is nothing to solve"
     NEGATIVE_CURVATURE = "a direction of zero or negative curvature appeared: the best iterate so far is returned"
+    DRIFT = "the true residual parted from the recursion: the products are too imprecise"
     NON_FINITE = "a product or an inner product was not finite: the best iterate so far is returned"
 
     @property
     def healthy(self) -> bool:
         """Whether the last iterate may be trusted as a minimiser in progress."""
-        return self not in (StopReason.NEGATIVE_CURVATURE, StopReason.NON_FINITE)
+        return self not in (StopReason.NEGATIVE_CURVATURE, StopReason.NON_FINITE, StopReason.DRIFT)
 
 
 def progress_stalled(quadratics: Sequence[float], tolerance: float) -> bool:

@@ -67,7 +67,7 @@ def train(run_dir: Path, options: Options, config_yaml: str) -> str:
 
     Args:
         run_dir: the RUN folder.
-        options: {group: options} of corpus, model, criterion, optimizer, cluster and training.
+        options: {group: options} of corpus, model, criterion, curvature, optimizer, cluster and training.
         config_yaml: the resolved configuration as text, saved with the run.
 
     Returns:
@@ -99,6 +99,8 @@ def train(run_dir: Path, options: Options, config_yaml: str) -> str:
         f"held-out {objective.frames('heldout'):,} frames; {corpus.num_pdfs} pdfs; "
         f"{evaluator.layout.size:,} parameters; {launched_ranks()} ranks\n{optimizer.view()}"
     )
+    if optimizer.state.buffers.numel():
+        objective.set_buffers(optimizer.state.buffers)
     try:
         _loop(run_dir, objective, optimizer, settings, layout)
         let_go()  # not after an exception: the workers may wait for something else, and all ranks end then
@@ -145,8 +147,17 @@ def build(options: Options, corpus: Corpus) -> tuple[AcousticModel, Evaluator]:
     settings: TrainingOptions = options["training"]
     model = options["model"].build(corpus.sets["train"].dim, corpus.num_pdfs, settings.seed)
     model.start_from_prior(torch.from_numpy(log_prior(corpus.pdf_counts, settings.prior_floor)))
-    evaluator = Evaluator(model, options["criterion"].build(), corpus.sets, torch.device("cpu"))
-    return model, evaluator
+    criterion, curvature = options["criterion"].build(), options["curvature"]
+    _require_states(options, model)
+    return model, Evaluator(model, criterion, corpus.sets, torch.device("cpu"), curvature)
+
+
+def _require_states(options: Options, model: AcousticModel) -> None:
+    """Refuse structural damping without hidden states, and states that the model does not have (OptionError)."""
+    states, structural = options["curvature"].states, getattr(options["optimizer"], "structural", 0.0)
+    unknown = [name for name in states if name not in model.states]
+    require(not unknown, "curvature.states", states, f"must be hidden states of the model: {', '.join(model.states)}")
+    require(bool(states) or not structural, "optimizer.structural", structural, "needs curvature.states")
 
 
 def open_objective(options: Options, evaluator: Evaluator) -> tuple[LocalObjective, Any]:
@@ -222,9 +233,12 @@ def _finish(
     run_dir: Path, model: AcousticModel, evaluator: Evaluator, optimizer: Optimizer, options: Options, corpus: Corpus
 ) -> None:
     """Make RUN a MODEL: parameters, prior, hmm.json and the fingerprint of the features."""
+    theta, buffers = optimizer.best()
     with torch.no_grad():
-        for name, value in evaluator.layout.views(optimizer.best()).items():
+        for name, value in evaluator.layout.views(theta).items():
             model.get_parameter(name).copy_(value)
+    if buffers.numel():
+        evaluator.set_buffers(buffers)
     shutil.copyfile(corpus.hmm / "hmm.json", run_dir / "hmm.json")
     corpus.fingerprint.save(run_dir)
     save_model(run_dir, model, options["model"], log_prior(corpus.pdf_counts, options["training"].prior_floor))

@@ -1,11 +1,12 @@
 """Started by test_ranks.py under mpiexec: writes what must not depend on the number of ranks.
 
-Usage: same_bits.py CORPUS OUT [dedicated]
+Usage: same_bits.py CORPUS OUT MODEL,MODEL… [dedicated]
 """
 
 import hashlib
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -13,31 +14,66 @@ import torch
 from asr_hf.cluster.launch import launched_ranks, run_on_ranks
 from asr_hf.cluster.options import ClusterOptions
 from asr_hf.criteria.cross_entropy import CrossEntropyOptions
-from asr_hf.data.plan import Sample
+from asr_hf.curvature.options import CurvatureOptions
+from asr_hf.curvature.precision import Precision
 from asr_hf.models.dnn import DnnOptions
+from asr_hf.models.lstm import LstmOptions
+from asr_hf.models.tdnnf import TdnnfOptions
+from asr_hf.objective.objective import Matrix
 from asr_hf.optimizers.first_order import AdamOptions, SgdOptions
 from asr_hf.optimizers.hf import HfOptions
+from asr_hf.optimizers.samples import drawn
 from asr_hf.solvers.cg import CgOptions
 from asr_hf.training.corpus import CorpusOptions
 from asr_hf.training.run import TrainingOptions, build, load_data, open_objective, work
+
+HF = HfOptions(updates=5, curvature_share=0.3, cg=CgOptions(12), minibatch_frames=200, curvature_minibatch_frames=100)
 
 
 def digest(vector: torch.Tensor) -> str:
     return hashlib.sha256(vector.numpy().tobytes()).hexdigest()
 
 
-def master(corpus_dir: Path, out: Path, dedicated: bool) -> None:
-    options = {
-        "corpus": CorpusOptions(str(corpus_dir / "train"), str(corpus_dir / "heldout"), str(corpus_dir / "ali")),
-        "model": DnnOptions(hidden_layers=2, width=24, activation="sigmoid", context=2),
-        "criterion": CrossEntropyOptions(),
-        "cluster": ClusterOptions(dedicated_master=dedicated),
-        "training": TrainingOptions(),
+MODELS = {
+    "dnn": DnnOptions(hidden_layers=2, width=24, activation="sigmoid", context=2, norm="none"),
+    "lstm": LstmOptions(
+        layers=2, cells=9, projection=5, bidirectional=True, chunk=20, chunk_left=3, chunk_right=2, dropout=0.2
+    ),
+    "tdnnf": TdnnfOptions(strides=[1, 3], width=16, bottleneck=4, norm="batch", subsampling=3),
+}
+
+
+def master(corpus_dir: Path, out: Path, names: list[str], dedicated: bool) -> None:
+    answers, reports = {}, []
+    for name in names:
+        model = MODELS[name]
+        options = {
+            "corpus": CorpusOptions(str(corpus_dir / "train"), str(corpus_dir / "heldout"), str(corpus_dir / "ali")),
+            "model": model,
+            "criterion": CrossEntropyOptions(),
+            "curvature": CurvatureOptions(budget_gib=2e-4, states=["lstm1"] if name == "lstm" else []),
+            "cluster": ClusterOptions(dedicated_master=dedicated),
+            "training": TrainingOptions(),
+        }
+        options["optimizer"] = {"dnn": HF, "lstm": replace(HF, updates=2, structural=0.5)}.get(
+            name, replace(HF, updates=2)
+        )
+        answers[name], of_model = run(options, everything=name == "dnn")
+        reports += of_model
+    account = {
+        "rank_frames": [report.rank_frames for report in reports],
+        "vectors": [report.vectors for report in reports],
+        "recomputed": [report.recomputed for report in reports],
     }
+    out.write_text(json.dumps({"answers": answers, "account": account, "ranks": launched_ranks()}))
+
+
+def run(options: dict, everything: bool) -> tuple[dict, list]:
+    """Losses, gradients, products and HF updates of one model; with `everything` the first-order methods too."""
     model, evaluator = build(options, load_data(options, check=True))
     objective, let_go = open_objective(options, evaluator)
     theta = evaluator.layout.flatten(dict(model.named_parameters())).detach().clone()
-    sample = Sample("train", "frames", 0.5, 100, seed=3, update=1, purpose="curvature")
+    sample = drawn(objective, "curvature", 0.3, 100, 3, 1, 10, masks=1)
     answer = objective.gradient(theta, sample)
     answers: dict[str, object] = {
         "loss": objective.loss(theta, sample).value.hex(),
@@ -45,31 +81,31 @@ def master(corpus_dir: Path, out: Path, dedicated: bool) -> None:
         "value": answer.value.hex(),
         "frames": answer.frames,
     }
+    structural = 0.1 if options["curvature"].states else 0.0
+    blocks = Matrix(structural=structural, groups=objective.layout.partition(2))
     with objective.linearize(theta, sample) as lin:
-        answers["product"] = digest(lin.product(theta))
-    minibatches = {"minibatch_frames": 200, "curvature_minibatch_frames": 100}
-    hf = HfOptions(updates=5, curvature_share=0.3, cg=CgOptions(12), **minibatches).start(theta.clone(), 0)
+        for matrix in [*map(Matrix, evaluator.criterion.matrices), blocks]:
+            answers[str(matrix)] = digest(lin.product(theta, matrix))
+    for precision in (Precision.MEDIUM, Precision.BF16) if everything else ():
+        with objective.linearize(theta, sample, precision) as lin:
+            answers[precision.value] = digest(lin.product(theta))
+    hf = options["optimizer"].start(theta.clone(), 0)
     reports = []
     while not hf.state.finished:
         reports.append(hf.step(objective))
-    answers["hf"] = digest(hf.best())
+    answers["hf"] = [digest(vector) for vector in hf.best()]
     for name, first_order in (("sgd", SgdOptions(epochs=2)), ("adam", AdamOptions(epochs=2))):
         first_order.minibatches_per_step, first_order.minibatch_frames = 3, 64
         optimizer = first_order.start(theta.clone(), 0)
-        while not optimizer.state.finished:
+        while everything and not optimizer.state.finished:
             optimizer.step(objective)
-        answers[name] = digest(optimizer.best())
-    account = {
-        "rank_frames": [report.rank_frames for report in reports],
-        "vectors": [report.vectors for report in reports],
-        "seconds": [report.seconds for report in reports],
-    }
-    out.write_text(json.dumps({"answers": answers, "account": account, "ranks": launched_ranks()}))
+        answers[name] = [digest(vector) for vector in optimizer.best()]
     let_go()
+    return answers, reports
 
 
 if __name__ == "__main__":
-    arguments = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:] == ["dedicated"]
+    arguments = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3].split(","), sys.argv[4:] == ["dedicated"]
     if launched_ranks() > 1:
         run_on_ranks(lambda: master(*arguments), work)
     else:

@@ -16,6 +16,7 @@ from asr_hf.objective.local import LocalObjective
 from asr_hf.optimizers.damping import DampingOptions
 from asr_hf.optimizers.hf import HfOptions
 from asr_hf.optimizers.line_search import ArmijoOptions, armijo, backtrack
+from asr_hf.optimizers.regulariser import Regulariser
 from asr_hf.solvers.cg import CgOptions, Iterate
 
 
@@ -112,6 +113,8 @@ def test_hf_reaches_the_minimum_that_scipy_finds() -> None:
 def test_weight_decay_enters_loss_and_gradient_once() -> None:
     objective, theta = small_objective()
     plain, decayed = (HfOptions(updates=1, weight_decay=w).start(theta.clone(), 0) for w in (0.0, 0.5))
+    for optimizer in (plain, decayed):
+        optimizer._regulariser = Regulariser(objective, theta, optimizer.options.weight_decay)
     g, loss = plain._evaluate_gradient(objective)
     g_decayed, loss_decayed = decayed._evaluate_gradient(objective)
     assert torch.allclose(g_decayed, g + 0.5 * theta, atol=1e-6)

@@ -8,7 +8,7 @@ import torch
 from torch.func import functional_call
 
 from asr_hf.criteria.cross_entropy import CrossEntropy
-from asr_hf.curvature.linearise import ModelLinearisation
+from asr_hf.curvature.linearise import Linearizer
 from asr_hf.data.minibatch import TrainingSet
 from asr_hf.data.plan import Sample
 from asr_hf.errors import InputError
@@ -135,7 +135,8 @@ def test_jacobian_is_its_transpose_and_the_difference_quotient() -> None:
     objective, model, theta = objective_of("sigmoid")
     batch = objective.evaluator.sets["train"].batch(objective.evaluator.plan(SAMPLES[0])[0], 1, 1)
     layout = objective.layout
-    jacobian = ModelLinearisation(lambda p: functional_call(model, p, (batch.x_BWD,)), layout.views(theta))
+    linearizer = Linearizer(lambda parameters, inputs: functional_call(model, parameters, inputs))
+    jacobian = linearizer.at(layout.views(theta)).linearize((batch.x_BWD,))
     generator = torch.Generator().manual_seed(3)
     v = torch.randn(theta.shape, generator=generator)
     u = torch.randn(jacobian.outputs["output"].shape, generator=generator)
@@ -165,7 +166,7 @@ def test_a_model_without_forward_derivative_is_refused_by_name() -> None:
     parameters = dict(lstm.named_parameters())
     x = torch.randn(6, 1, D)
     with pytest.raises(InputError, match=r"lstm|rnn"):
-        ModelLinearisation(lambda p: {"output": functional_call(lstm, p, (x,))[0]}, parameters)
+        Linearizer(lambda p, i: {"output": functional_call(lstm, p, i)[0]}).at(parameters).linearize((x,))
 
 
 def test_utterances_that_turn_non_finite_are_left_out_of_value_gradient_product_and_frames() -> None:

@@ -1,0 +1,36 @@
+"""The samples that optimisers ask for, as the model allows: frames, pieces of utterances, or whole utterances."""
+
+from asr_hf.data.plan import Sample
+from asr_hf.objective.objective import Objective
+
+
+def whole_set(objective: Objective, subset: str, minibatch_frames: int, seed: int = 0, masks: int = 0) -> Sample:
+    """Every frame of a subset.
+
+    Args:
+        masks: the update whose dropout masks apply, 0: none; `seed` is of no other account here.
+    """
+    purpose = "heldout" if subset == "heldout" else "gradient"
+    whole, chunk = not objective.frame_model, 0 if objective.windowed else objective.chunk
+    return Sample(subset, "all", 1.0, minibatch_frames, whole, seed, purpose=purpose, chunk=chunk, masks=masks)
+
+
+def drawn(
+    objective: Objective,
+    purpose: str,
+    share: float,
+    minibatch_frames: int,
+    seed: int,
+    update: int,
+    piece_frames: int,
+    masks: int = 0,
+) -> Sample:
+    """A share of the training frames, drawn anew for every update.
+
+    Frame models draw single frames, models that may be cut anywhere pieces of `piece_frames` frames, and recurrent
+    models the pieces that they train on: pieces of many utterances estimate a matrix better than few whole ones.
+    """
+    if objective.frame_model:
+        return Sample("train", "frames", share, minibatch_frames, False, seed, update, purpose, masks=masks)
+    chunk = piece_frames if objective.windowed else objective.chunk
+    return Sample("train", "chunks", share, minibatch_frames, True, seed, update, purpose, chunk=chunk, masks=masks)
