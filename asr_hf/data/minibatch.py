@@ -12,10 +12,7 @@ import torch
 
 from asr_hf.data.plan import Minibatch
 
-
-ROUNDED_TO = (
-    8  # frames: rows are padded to a multiple, so that few shapes occur (what is traced once per shape is reused)
-)
+ROUNDED_TO = 8  # rows longer than this are padded to a multiple of it: few shapes occur, and each is traced once only
 
 
 @dataclass(frozen=True)
