@@ -1,7 +1,8 @@
 """Tables of results: for the terminal, and for the marked block of a RESULTS.md."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from asr_hf.decoding.output import write_text
 from asr_hf.errors import InputError
@@ -20,11 +21,23 @@ def cells(row: Row) -> tuple[str, ...]:
 
 def text_table(rows: Sequence[Row]) -> str:
     """A table for the terminal: columns aligned, numbers to the right."""
-    lines = [HEAD, *map(cells, rows)]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(HEAD))]
-    text = [_aligned(line, widths, "  ") for line in lines]
-    text.insert(1, "-" * len(text[0]))
-    return "\n".join(text)
+    return _drawn([HEAD, *map(cells, rows)], names=2)
+
+
+def curvature_table(units: Mapping[str, Mapping[str, Any]], rows: Sequence[Mapping[str, Any]]) -> str:
+    """What `asr-hf bench curvature` measured, for the terminal: the units, then a line a row."""
+    text = []
+    for model, unit in units.items():
+        others = ", ".join(f"{name} {ms:.0f}" for name, ms in unit["modules_ms"].items() if name != unit["module"])
+        speed = f"{unit['gflops']:.0f} GFLOP/s, {unit['share_of_peak']:.0%} of {unit['peak_gflops']:.0f}"
+        slower = f" (others: {others} ms)" if others else ""
+        text.append(f"{model}: one gradient is {unit['ms']:.0f} ms by {unit['module']}{slower}, {speed}")
+    lines = [("model", "method", "precision", "what", "module", "gradients", "ms", "rel. error", "peak MiB")]
+    for row in rows:
+        names = (row["model"], row["method"], row["precision"], row["what"], row["module"])
+        peak = "-" if row["peak_mib"] is None else f"{row['peak_mib']:.0f}"
+        lines.append((*names, f"{row['ratio_to_gradient']:.3f}", f"{row['ms']:.1f}", f"{row['rel_error']:.1e}", peak))
+    return "\n".join([*text, "", _drawn(lines, names=5)])
 
 
 def markdown_table(rows: Sequence[Row]) -> str:
@@ -51,7 +64,12 @@ def update_markdown(path: Path | str, rows: Sequence[Row]) -> None:
     write_text(path, f"{text[: begin + len(BEGIN)]}\n{markdown_table(rows)}\n{text[end:]}")
 
 
-def _aligned(line: Sequence[str], widths: Sequence[int], gap: str) -> str:
-    """Names to the left, numbers to the right."""
-    pairs = zip(line, widths, strict=True)
-    return gap.join(f"{cell:{'<' if i < 2 else '>'}{width}}" for i, (cell, width) in enumerate(pairs)).rstrip()
+def _drawn(lines: Sequence[Sequence[str]], names: int) -> str:
+    """Lines of cells under their head, the first columns being names, to the left, the others numbers, to the right."""
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+    text = []
+    for line in lines:
+        pairs = zip(line, widths, strict=True)
+        text.append("  ".join(f"{cell:{'<' if i < names else '>'}{width}}" for i, (cell, width) in enumerate(pairs)))
+    rule = "-" * max(map(len, text))
+    return "\n".join(line.rstrip() for line in [text[0], rule, *text[1:]])

@@ -1,0 +1,1 @@
+"""Measurements on this machine: curvature products beside gradients and other libraries."""
