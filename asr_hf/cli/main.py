@@ -24,6 +24,7 @@ COMMANDS = {
     "align": "force-align a data directory with a GMM or a neural network",
     "import-alignments": "import pdf alignments and the transition table of a Kaldi model",
     "graph": "compose the decoding graph HCLG of a model and a lang directory",
+    "model": "show the layers, parameters and context of a neural acoustic model",
     "train": "train a neural acoustic model, on as many MPI ranks as mpiexec starts",
     "decode": "decode a data directory to words",
     "tune": "choose acoustic scale and word insertion penalty on a dev set",

@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import nn
 
+from asr_hf.models.semi_orthogonal import SemiOrthogonal
+
 OUTPUT = "output"  # the name of the output with the unnormalised log posteriors
 
 
@@ -21,13 +23,17 @@ class AcousticModel(nn.Module, ABC):
     Attributes:
         input_dim, num_pdfs: D and P.
         left_context, right_context: input frames needed before the first and after the last output frame.
-        frame_model: True if an output frame depends on its window alone, so that single frames can be drawn.
+        frame_model: True if windows are evaluated one by one, so that single frames can be drawn (implies windowed).
+        windowed: True if an output frame depends on its window alone, so that utterances may be cut anywhere.
+        chunk: frames of the pieces that utterances are cut into for training, 0: whole utterances.
         subsampling: s, input frames per output frame.
         dropouts: name → (units, rate) of the places where units may be dropped.
         states: names of the hidden states that `forward` returns on request.
     """
 
     frame_model: bool = False
+    windowed: bool = False
+    chunk: int = 0
 
     def __init__(
         self, input_dim: int, num_pdfs: int, left_context: int, right_context: int, subsampling: int = 1
@@ -66,9 +72,17 @@ class AcousticModel(nn.Module, ABC):
         with torch.no_grad():
             self.get_parameter("output.bias").copy_(log_prior_P)
 
+    def penalty(self) -> "SemiOrthogonal | None":
+        """The model's own penalty on θ, None if it has none."""
+        return None
+
     def block_of(self, parameter: str) -> str:
         """The block that a parameter belongs to in block-diagonal methods: its top-level module."""
         return parameter.split(".", maxsplit=1)[0]
+
+    def rate_of(self, state: str) -> int:
+        """Frames of a hidden state per output frame; context and padding come at this rate too."""
+        return 1
 
     def uses_per_frame(self, parameter: str) -> float:
         """How often a parameter is used per output frame (more than once where weights are shared over time)."""

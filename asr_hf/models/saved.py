@@ -17,8 +17,11 @@ from safetensors.torch import load_file, save_file
 from asr_hf.errors import InputError
 from asr_hf.models.acoustic import AcousticModel
 from asr_hf.models.dnn import DnnOptions
+from asr_hf.models.tdnn import TdnnOptions
+from asr_hf.models.tdnnf import TdnnfOptions
 
-MODELS: dict[str, Any] = {"dnn": DnnOptions}  # name in model.json -> options class
+# name in model.json -> options class
+MODELS: dict[str, Any] = {"dnn": DnnOptions, "tdnn": TdnnOptions, "tdnnf": TdnnfOptions}
 PRIOR = "log_prior"  # its name among the tensors
 
 
@@ -88,7 +91,8 @@ def save_model(directory: Path, module: AcousticModel, options: object, prior: n
 def load_model(directory: Path | str) -> SavedModel:
     """Read a finished model, ready to be evaluated.
 
-    An option that `model.json` does not name, because it came later, has its default.
+    An option that `model.json` does not name, because it came later, has its value in `before` of the model's options,
+    or else its default.
 
     Raises:
         InputError: the folder holds no finished model, or one that this version cannot build, or its files are damaged
@@ -103,7 +107,8 @@ def load_model(directory: Path | str) -> SavedModel:
         prior = tensors.pop(PRIOR).numpy()
         if description["model"] not in MODELS:
             raise ValueError(f"a model '{description['model']}' is not known, only {', '.join(MODELS)}")
-        options = MODELS[description["model"]](**description["options"])
+        kind = MODELS[description["model"]]
+        options = kind(**{**getattr(kind, "before", {}), **description["options"]})
         module = options.build(description["input_dim"], description["num_pdfs"], seed=0)
         module.load_state_dict(tensors)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:

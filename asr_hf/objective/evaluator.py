@@ -142,7 +142,7 @@ class Evaluator:
 
         def linearised(batch: Batch) -> Part:
             jacobian = point.linearize(self._inputs(sample, batch))
-            masks = {name: self._state_mask(batch, jacobian.outputs[name]) for name in self.curvature.states}
+            masks = {name: self._state_mask(batch, name, jacobian.outputs[name]) for name in self.curvature.states}
             return Part(jacobian, self.criterion.linearize(jacobian.outputs, batch), masks)
 
         def anew(index: int) -> Part:
@@ -228,11 +228,9 @@ class Evaluator:
             keep = {name: factor.to(self.device) for name, factor in factors.items()}
         return dict(self.model.named_buffers()), batch.x_BWD, batch.mask_BT, keep
 
-    def _state_mask(self, batch: Batch, state_BTH: torch.Tensor) -> torch.Tensor:
+    def _state_mask(self, batch: Batch, name: str, state_BTH: torch.Tensor) -> torch.Tensor:
         """Where the frames of a hidden state are real (B, ·, 1)."""
-        frames, outputs, rate = state_BTH.shape[1], batch.mask_BT.shape[1], self.model.subsampling
-        full_rate = frames > rate * (outputs - 1)
-        return frame_mask(batch.mask_BT, frames, rate if full_rate else 1)[..., None]
+        return frame_mask(batch.mask_BT, state_BTH.shape[1], self.model.rate_of(name))[..., None]
 
     def _share(self, sample: Sample) -> Share:
         count = len(self.plan(sample))

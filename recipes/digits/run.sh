@@ -40,7 +40,7 @@ neural() {
   shift 2
   $resume || rm -rf "$run"
   mpi "$ranks" asr-hf train "$run" corpus.train="$fbank/train" corpus.heldout="$fbank/heldout" \
-    corpus.alignments="$dir/mono" model.hidden_layers=3 "$@"
+    corpus.alignments="$dir/mono" model.hidden_layers=3 model.norm=none "$@"
 }
 # from random weights: strong damping that may fall quickly
 hessian_free() {
