@@ -17,11 +17,19 @@ from safetensors.torch import load_file, save_file
 from asr_hf.errors import InputError
 from asr_hf.models.acoustic import AcousticModel
 from asr_hf.models.dnn import DnnOptions
+from asr_hf.models.lstm import LstmOptions
+from asr_hf.models.rnn import RnnOptions
 from asr_hf.models.tdnn import TdnnOptions
 from asr_hf.models.tdnnf import TdnnfOptions
 
 # name in model.json -> options class
-MODELS: dict[str, Any] = {"dnn": DnnOptions, "tdnn": TdnnOptions, "tdnnf": TdnnfOptions}
+MODELS: dict[str, Any] = {
+    "dnn": DnnOptions,
+    "tdnn": TdnnOptions,
+    "tdnnf": TdnnfOptions,
+    "rnn": RnnOptions,
+    "lstm": LstmOptions,
+}
 PRIOR = "log_prior"  # its name among the tensors
 
 
