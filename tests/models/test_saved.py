@@ -4,18 +4,24 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from asr_hf.data.minibatch import TrainingSet
+from asr_hf.data.plan import Sample
 from asr_hf.errors import InputError
 from asr_hf.models import saved
 from asr_hf.models.acoustic import AcousticModel
 from asr_hf.models.dnn import DnnOptions
+from asr_hf.models.lstm import LstmOptions
+from asr_hf.models.rnn import RnnOptions
 from asr_hf.models.saved import SavedModel, load_model, log_prior, save_model
+from asr_hf.models.tdnn import TdnnOptions
+from asr_hf.models.tdnnf import TdnnfOptions
 
 D, P = 3, 5
 
@@ -25,6 +31,8 @@ class PulseOptions:
     """A model with one output frame every `subsampling` frames and frozen statistics in buffers."""
 
     frame_model: ClassVar[bool] = False
+    before: ClassVar[dict[str, int]] = {"right": 0}
+
     left: int = 2
     right: int = 1
     subsampling: int = 1
@@ -64,7 +72,7 @@ def _known(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(saved.MODELS, "pulse", PulseOptions)
 
 
-def write(folder: Path, options: PulseOptions | DnnOptions) -> AcousticModel:
+def write(folder: Path, options: Any) -> AcousticModel:
     module = options.build(D, P, seed=3)
     save_model(folder, module, options, log_prior(np.arange(P), 1e-5))
     return module
@@ -109,12 +117,13 @@ def test_buffers_travel_and_a_loaded_model_is_in_eval_mode(tmp_path: Path) -> No
     )
 
 
-def test_an_option_that_came_later_has_its_default(tmp_path: Path) -> None:
-    write(tmp_path, PulseOptions())
+def test_an_option_that_came_later_has_what_was_in_its_place_or_its_default(tmp_path: Path) -> None:
+    write(tmp_path, PulseOptions(subsampling=1, right=0))
     description = json.loads((tmp_path / "model.json").read_text())
-    del description["options"]["subsampling"]
+    del description["options"]["subsampling"], description["options"]["right"]
     (tmp_path / "model.json").write_text(json.dumps(description))
-    assert load_model(tmp_path).module.subsampling == 1
+    module = load_model(tmp_path).module
+    assert (module.subsampling, module.right_context) == (1, 0)
 
 
 @pytest.mark.parametrize(
@@ -153,3 +162,42 @@ def test_a_frame_model_answers_for_each_frame_as_if_it_stood_alone(tmp_path: Pat
         window = torch.from_numpy(x[np.clip(np.arange(t - 2, t + 3), 0, 5)])[None]
         alone = torch.log_softmax(model.module(window)["output"][0, 0], dim=-1)
         assert np.allclose(whole[t], alone.detach().numpy(), atol=1e-6)
+
+
+NETWORKS = {
+    "dnn": DnnOptions(hidden_layers=1, width=6, context=2),
+    "rnn": RnnOptions(layers=1, width=6),
+    "brnn": RnnOptions(layers=1, width=6, bidirectional=True),
+    "lstm": LstmOptions(layers=2, cells=5, projection=4, delay=3, chunk=10, chunk_left=4),
+    "blstm": LstmOptions(layers=1, cells=5, bidirectional=True),
+    "tdnn": TdnnOptions(contexts=[[-1, 0, 2], [-3, 0]], width=6),
+    "tdnn-3": TdnnOptions(contexts=[[-1, 0, 2], [-3, 0]], width=6, subsampling=3),
+    "tdnn-batch": TdnnOptions(contexts=[[-1, 0, 2]], width=6, norm="batch"),
+    "tdnnf": TdnnfOptions(),
+}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_every_network_decodes_what_it_was_trained_on(tmp_path: Path, name: str) -> None:
+    """Posteriors of a saved model are the outputs of whole utterances in a padded training batch."""
+    options, lengths = NETWORKS[name], (11, 5, 1)
+    module = write(tmp_path, options)
+    utterances, targets = [features(n) for n in lengths], [np.zeros(n, dtype=np.int32) for n in lengths]
+    data = TrainingSet(["a", "b", "c"], utterances, targets, window=False)
+    (minibatch,) = Sample("train", whole_utterances=True).plan(data.lengths)
+    batch = data.batch(minibatch, module.left_context, module.right_context, module.subsampling)
+    outputs = module.eval()(batch.x_BWD, batch.mask_BT)["output"].detach()
+    model = load_model(tmp_path)
+    for row, length in enumerate(lengths):
+        found = model.log_posteriors(utterances[row])
+        assert found.shape == (length, P)
+        assert np.allclose(np.exp(found).sum(axis=1), 1, atol=1e-5)
+        trained = torch.log_softmax(outputs[row][batch.mask_BT[row]], dim=-1).numpy()
+        assert np.allclose(found[:: module.subsampling], trained, atol=1e-5)
+
+
+def test_a_subsampled_tdnn_decodes_as_one_at_the_full_rate() -> None:
+    full, third = (NETWORKS[name].build(D, P, seed=3).eval() for name in ("tdnn", "tdnn-3"))
+    for frames in (1, 2, 3, 10, 30):
+        found = SavedModel(third, np.zeros(P)).log_posteriors(features(frames))
+        assert np.allclose(found, SavedModel(full, np.zeros(P)).log_posteriors(features(frames)), atol=1e-5)
