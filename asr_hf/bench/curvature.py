@@ -138,7 +138,7 @@ def _fastest(size: Size, method: str, precision: str, problem: Problem, settings
         case = Case(size, method, module, precision)
         try:
             ready = prepare(case, problem)
-            with matmul_precision(case):
+            with matmul_precision(precision, settings.device):
                 kept = ready.linearize()
                 milliseconds[case] = timed(partial(ready.product, kept), settings.device)[0]
         except InputError as error:

@@ -42,7 +42,7 @@ def measure_here(case: Case, device: str) -> Peak:
     torch.set_num_threads(1)
     meter = _CudaMeter() if torch.device(device).type == "cuda" else _ProcessMeter()
     warm = dataclasses.replace(case, size=TINY[case.size.model])
-    with matmul_precision(case), warnings.catch_warnings():
+    with matmul_precision(case.precision, device), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the libraries that are measured
         method = prepare(warm, make_problem(warm.size, device))
         method.product(method.linearize())

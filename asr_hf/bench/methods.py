@@ -8,7 +8,7 @@ Symbols: θ parameters, z = f(θ) logits, pdfs in dimension 1, p = softmax(z), J
 import contextlib
 import dataclasses
 import importlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -18,6 +18,7 @@ from torch.func import functional_call
 from asr_hf.bench.ours import AsrHf
 from asr_hf.bench.plain import MODULES, Named, Plain, plain
 from asr_hf.bench.sizes import Problem, Size, cut
+from asr_hf.curvature.precision import Precision
 from asr_hf.errors import InputError
 
 PRECISIONS = ("fp32", "medium", "bf16")
@@ -183,15 +184,9 @@ def prepare(case: Case, problem: Problem) -> Method:
     return RIVALS[case.method](plain(case.size, case.module, problem), problem, dtype)  # type: ignore[return-value]
 
 
-@contextlib.contextmanager
-def matmul_precision(case: Case) -> Iterator[None]:
-    """Within the block torch multiplies float32 matrices as the case says (asr_hf sees to it itself)."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("medium" if case.precision == "medium" else "highest")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
+def matmul_precision(precision: str, device: str) -> contextlib.AbstractContextManager[None]:
+    """Within it torch multiplies float32 matrices as asr_hf does in that precision: fp32 by the faster library."""
+    return Precision(precision).matmul(torch.device(device))
 
 
 def exact_gradient(size: Size, problem: Problem) -> Named:

@@ -1,12 +1,11 @@
 """The networks of the benchmark as plain torch modules, several ways of each: the unit, and what rivals run on.
 
 Every module maps its own arrangement of the inputs to logits (·, P) or (·, P, ·), and the targets are arranged alike.
-Which way is the fastest depends on the machine: on some, torch's convolutions reach twice the speed of its GEMMs.
+Which way is the fastest depends on the machine.
 
 Shapes: B rows, W input frames, D feature dimension, T output frames, P pdfs, H units.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -61,13 +60,6 @@ class Plain:
     target: torch.Tensor
 
 
-class Transpose(nn.Module):
-    """Swap the last two dimensions."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x.transpose(1, 2)
-
-
 class Spliced(nn.Module):
     """A time-major TDNN layer (W,B,D) → (W−2,B,H): the three frames side by side, one matrix product."""
 
@@ -99,19 +91,19 @@ class ByOffset(nn.Module):
 
 
 class TorchLstm(nn.Module):
-    """torch's own LSTM, time-major, and an output layer; of its two biases one stays at 0."""
+    """torch's own LSTM and a linear layer, time-major; of its two biases one stays at 0."""
 
-    def __init__(self, size: LstmSize, output: nn.Module) -> None:
+    def __init__(self, size: LstmSize) -> None:
         super().__init__()
         self.lstm = nn.LSTM(size.input_dim, size.width, size.layers)
-        self.output = output
+        self.output = nn.Linear(size.width, size.pdfs)
         for name, parameter in self.lstm.named_parameters():
             if name.startswith("bias_hh"):
                 nn.init.zeros_(parameter)
                 parameter.requires_grad_(False)
 
     def forward(self, x_TBD: torch.Tensor) -> torch.Tensor:
-        return self.output(self.lstm(x_TBD)[0])
+        return self.output(self.lstm(x_TBD)[0].flatten(0, 1))
 
 
 class LstmCells(nn.Module):
@@ -150,17 +142,6 @@ def _sequential_dnn(size: DnnSize, problem: Problem) -> Plain:
     return _filled(layers.module, layers.rules, problem, problem.x_BWD.flatten(1), problem.target_BT.flatten())
 
 
-def _conv1d_dnn(size: DnnSize, problem: Problem) -> Plain:
-    layers = _Stack()
-    for layer in range(size.layers):
-        layers.add(nn.Conv1d(_inputs(size, layer), size.width, 1), f"layer{layer + 1}", _pointwise)
-        layers.add(nn.ReLU())
-    layers.add(nn.Conv1d(size.width, size.pdfs, 1), "output", _pointwise)
-    rows = math.gcd(size.frames, 32)  # a convolution over a single row is not the fast one
-    x_BDT = problem.x_BWD.flatten(1).unflatten(0, (rows, -1)).mT.contiguous()
-    return _filled(layers.module, layers.rules, problem, x_BDT, problem.target_BT.reshape(rows, -1))
-
-
 def _spliced_tdnn(size: TdnnSize, problem: Problem) -> Plain:
     return _time_major_tdnn(size, problem, Spliced, Rule)
 
@@ -178,7 +159,7 @@ def _time_major_tdnn(
         layers.add(nn.ReLU())
     layers.add(nn.Flatten(0, 1))
     layers.add(nn.Linear(size.width, size.pdfs), "output")
-    return _filled(layers.module, layers.rules, problem, *_time_major(problem, flat=True))
+    return _filled(layers.module, layers.rules, problem, *_time_major(problem))
 
 
 def _conv1d_tdnn(size: TdnnSize, problem: Problem) -> Plain:
@@ -193,29 +174,15 @@ def _conv1d_tdnn(size: TdnnSize, problem: Problem) -> Plain:
 def _lstm_cells(size: LstmSize, problem: Problem) -> Plain:
     rules = {name.replace(".", "_"): Rule(name) for name in size.parameter_shapes() if name.startswith("layer")}
     rules |= {"output.weight": Rule("output.weight"), "output.bias": Rule("output.bias")}
-    return _filled(LstmCells(size), rules, problem, *_time_major(problem, flat=True))
+    return _filled(LstmCells(size), rules, problem, *_time_major(problem))
 
 
 def _torch_lstm(size: LstmSize, problem: Problem) -> Plain:
-    output = _Stack()
-    output.add(nn.Flatten(0, 1))
-    output.add(nn.Linear(size.width, size.pdfs), "output")
-    return _with_torch_lstm(size, problem, output, flat=True)
-
-
-def _torch_lstm_conv1d(size: LstmSize, problem: Problem) -> Plain:
-    output = _Stack()
-    output.add(Transpose())  # (T, H, B): a frame is the convolution's row
-    output.add(nn.Conv1d(size.width, size.pdfs, 1), "output", _pointwise)
-    return _with_torch_lstm(size, problem, output, flat=False)
-
-
-def _with_torch_lstm(size: LstmSize, problem: Problem, output: "_Stack", flat: bool) -> Plain:
-    rules = {f"output.{name}": rule for name, rule in output.rules.items()}
+    rules = {"output.weight": Rule("output.weight"), "output.bias": Rule("output.bias")}
     for layer in range(size.layers):
         for own, part in (("weight_ih", "input"), ("weight_hh", "recurrent"), ("bias_ih", "bias")):
             rules[f"lstm.{own}_l{layer}"] = Rule(f"layer{layer + 1}.{part}")
-    return _filled(TorchLstm(size, output.module), rules, problem, *_time_major(problem, flat))
+    return _filled(TorchLstm(size), rules, problem, *_time_major(problem))
 
 
 class _Stack:
@@ -257,10 +224,9 @@ def _inputs(size: DnnSize | TdnnSize, layer: int) -> int:
     return first if layer == 0 else size.width
 
 
-def _time_major(problem: Problem, flat: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """Inputs (W, B, D) and targets (T, B), or (T·B,) if flat."""
-    target_TB = problem.target_BT.t().contiguous()
-    return problem.x_BWD.transpose(0, 1).contiguous(), target_TB.flatten() if flat else target_TB
+def _time_major(problem: Problem) -> tuple[torch.Tensor, torch.Tensor]:
+    """Inputs (W, B, D) and targets (T·B,)."""
+    return problem.x_BWD.transpose(0, 1).contiguous(), problem.target_BT.t().flatten()
 
 
 def _filled(
@@ -276,9 +242,9 @@ def _filled(
 
 # model -> name -> how to make it; the first of each is what the float64 reference runs on.
 MODULES: dict[str, dict[str, Callable[..., Plain]]] = {
-    "dnn": {"linear": _sequential_dnn, "conv1d": _conv1d_dnn},
+    "dnn": {"linear": _sequential_dnn},
     "tdnn": {"splice": _spliced_tdnn, "by_offset": _by_offset_tdnn, "conv1d": _conv1d_tdnn},
-    "lstm": {"cells": _lstm_cells, "nn_lstm": _torch_lstm, "nn_lstm_conv1d": _torch_lstm_conv1d},
+    "lstm": {"cells": _lstm_cells, "nn_lstm": _torch_lstm},
 }
 
 

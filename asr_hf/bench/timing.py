@@ -12,7 +12,6 @@ import torch
 
 from asr_hf.bench.methods import Case, Method, matmul_precision
 from asr_hf.bench.plain import Named
-from asr_hf.models.gemm import product
 
 GEMM_SIZES = (1024, 2048)  # square products that show the processor's peak
 
@@ -46,7 +45,7 @@ def interleaved(methods: dict[Case, Method], repeats: int, device: str) -> tuple
         peak = max(peak, gemm_gflops(device))
         gc.collect()
         for case, method in methods.items():
-            with matmul_precision(case):
+            with matmul_precision(case.precision, device):
                 linearize_ms, kept = timed(method.linearize, device)
                 product_ms, found = timed(partial(method.product, kept), device)
             del kept
@@ -68,13 +67,13 @@ def timed(call: Callable[[], Any], device: str) -> tuple[float, Any]:
 
 
 def gemm_gflops(device: str) -> float:
-    """The best of a few square float32 products, by torch.matmul and by what the models use (GFLOP/s)."""
+    """The best of a few square products in full float32 (GFLOP/s)."""
     best = 0.0
-    for n in GEMM_SIZES:
-        a, b = torch.randn(n, n, device=device), torch.randn(n, n, device=device)
-        for call in (partial(torch.matmul, a, b), partial(product, a, b)):
-            for _ in range(2):
-                best = max(best, 2e-6 * n**3 / timed(call, device)[0])
+    with matmul_precision("fp32", device):
+        for n in GEMM_SIZES:
+            a, b = torch.randn(2, n, n, device=device)
+            for _ in range(3):
+                best = max(best, 2e-6 * n**3 / timed(partial(torch.matmul, a, b), device)[0])
     return best
 
 

@@ -59,6 +59,7 @@ class Point:
         self.linearizer = linearizer
         self.precision = precision
         self.parameters = {name: tensor.detach() for name, tensor in parameters.items()}
+        self.device = next(iter(self.parameters.values())).device
         self.cast = {name: tensor.to(precision.dtype_of(tensor)) for name, tensor in self.parameters.items()}
 
     def linearize(self, inputs: Any) -> "ModelLinearisation":
@@ -82,7 +83,7 @@ class ModelLinearisation:
         self._point = point
         self._trace, self._programs = point.linearizer.trace(point.parameters, inputs)
         leaves = pytree.tree_leaves(inputs)
-        with torch.no_grad():
+        with torch.no_grad(), Precision.FP32.matmul(point.device):
             results = list(self._trace.primal(*point.parameters.values(), *leaves))
         count = len(self._trace.outputs)
         self.outputs = dict(zip(self._trace.outputs, results[:count], strict=True))
@@ -98,7 +99,7 @@ class ModelLinearisation:
         """J·v: tangents of the outputs for tangents of some parameters, those of the others being zero."""
         program = self._program(tuple(tangent))
         v = [tangent[name].to(self._dtype) for name in program.parameters]
-        with torch.no_grad(), self._point.precision.matmul():
+        with torch.no_grad(), self._point.precision.matmul(self._point.device):
             results = program.forward(*self._constants, *v)
         return {name: y.to(self.outputs[name].dtype) for name, y in zip(self._trace.outputs, results, strict=True)}
 
@@ -109,7 +110,7 @@ class ModelLinearisation:
             cotangent[name].to(self._dtype) if name in cotangent else torch.zeros_like(y, dtype=self._dtype)
             for name, y in self.outputs.items()
         ]
-        with torch.no_grad(), self._point.precision.matmul():
+        with torch.no_grad(), self._point.precision.matmul(self._point.device):
             results = program.transposed(self._constants, u)
         like = self._point.parameters
         return {name: w.to(like[name].dtype) for name, w in zip(program.parameters, results, strict=True)}

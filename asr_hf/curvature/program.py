@@ -55,9 +55,10 @@ def linear_program(trace: Trace, parameters: Sequence[str], dtype: torch.dtype) 
     cotangents = [torch.empty(shape, dtype=dtype) for shape in trace.shapes]
     constants = [c.to(device) for c in constants]
     transposed = traced(transpose, constants, [u.to(device) for u in cotangents])
-    _drop_unused(transposed.graph)
-    _fuse_additions(transposed.graph)
-    transposed.recompile()
+    for module in (forward, transposed):
+        _drop_unused(module.graph)
+        _fuse_additions(module.graph)
+        module.recompile()
     return LinearProgram(chosen, forward, transposed)
 
 
@@ -90,8 +91,6 @@ def _restricted(trace: Trace, chosen: tuple[str, ...], dtype: torch.dtype) -> fx
         present = result is not None and result not in zero
         results.append(image[result] if present else _zeros(graph, shape, dtype, placeholders[0].meta["val"].device))
     graph.output(results)
-    _drop_unused(graph)
-    _fuse_additions(graph)
     return graph
 
 
@@ -154,13 +153,13 @@ def _fuse_additions(graph: fx.Graph) -> None:
     for node in list(graph.nodes):
         if node.target is not aten.add.Tensor or node.kwargs or not isinstance(node.args[1], fx.Node):
             continue
-        for product, other in (node.args, node.args[::-1]):
-            alone = product.target is aten.mm.default and len(product.users) == 1 and product is not other
-            if alone and product.meta["val"].shape == node.meta["val"].shape:
+        for factors, other in (node.args, node.args[::-1]):
+            alone = factors.target is aten.mm.default and len(factors.users) == 1 and factors is not other
+            if alone and factors.meta["val"].shape == node.meta["val"].shape:
                 with graph.inserting_before(node):
-                    fused = graph.call_function(aten.addmm.default, (other, *product.args))
+                    fused = graph.call_function(aten.addmm.default, (other, *factors.args))
                 fused.meta = dict(node.meta)
                 node.replace_all_uses_with(fused)
                 graph.erase_node(node)
-                graph.erase_node(product)
+                graph.erase_node(factors)
                 break

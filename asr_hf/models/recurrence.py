@@ -17,8 +17,6 @@ from typing import Any
 
 import torch
 
-from asr_hf.models.gemm import product
-
 RNN_ACTIVATIONS = ("tanh", "relu", "sigmoid")
 
 
@@ -29,6 +27,11 @@ def _order(frames: int, reverse: bool) -> range:
 def _past(x_TBR: torch.Tensor, reverse: bool) -> torch.Tensor:
     """The frame before, for every frame but the first one; (T−1)·B rows."""
     return (x_TBR[1:] if reverse else x_TBR[:-1]).flatten(0, 1)
+
+
+def product(a_MK: torch.Tensor, b_NK: torch.Tensor, plus_MN: torch.Tensor | None = None) -> torch.Tensor:
+    """a bᵀ (+ plus), (M, N)."""
+    return a_MK @ b_NK.t() if plus_MN is None else torch.addmm(plus_MN, a_MK, b_NK.t())
 
 
 def _later(x_TBG: torch.Tensor, reverse: bool) -> torch.Tensor:

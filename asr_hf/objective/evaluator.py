@@ -43,6 +43,17 @@ class Share:
     vector: torch.Tensor | None = None
 
 
+def _in_full_float32(method: Callable[..., Share]) -> Callable[..., Share]:
+    """The method, its matrices multiplied in full float32 by the fastest library."""
+
+    @functools.wraps(method)
+    def wrapped(self: "Evaluator", *arguments: Any, **options: Any) -> Share:
+        with Precision.FP32.matmul(self.device):
+            return method(self, *arguments, **options)
+
+    return wrapped
+
+
 class Evaluator:
     """Model, criterion and data of one process.
 
@@ -83,6 +94,7 @@ class Evaluator:
         whole = self._plan(replace(sample, first=0, count=0))
         return whole[sample.first : sample.first + sample.count if sample.count else len(whole)]
 
+    @_in_full_float32
     def losses(self, theta_N: torch.Tensor, sample: Sample, which: Sequence[int], left_out: frozenset[int]) -> Share:
         """Losses of the minibatches `which` of the sample's plan."""
         share, parameters = self._share(sample), self.layout.views(theta_N)
@@ -92,6 +104,7 @@ class Evaluator:
                 self._enter(share, index, batch, value_B)
         return share
 
+    @_in_full_float32
     def gradient(
         self,
         theta_N: torch.Tensor,
@@ -163,6 +176,7 @@ class Evaluator:
         frames = int(share.frames.sum())
         return share, LocalLinearisation(self.layout, parts, kept, frames, self.device, self._guard)
 
+    @_in_full_float32
     def batch_moments(
         self, theta_N: torch.Tensor, sample: Sample, which: Sequence[int], left_out: frozenset[int]
     ) -> Share:

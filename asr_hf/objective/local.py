@@ -48,6 +48,7 @@ class LocalObjective:
         self.device = evaluator.device
         self.frame_model = evaluator.frame_model
         self.windowed = evaluator.model.windowed
+        self.subsampling = evaluator.model.subsampling
         self.chunk = evaluator.model.chunk
         self.penalty: Penalty | None = evaluator.model.penalty()
         self.normalisations = evaluator.normalisations

@@ -130,6 +130,7 @@ class Objective(Protocol):
     device: torch.device
     frame_model: bool
     windowed: bool  # an output frame depends on its window alone: utterances may be cut anywhere
+    subsampling: int  # input frames per output frame
     chunk: int  # frames of the pieces that utterances are cut into for training, 0: whole utterances
     account: Account
     penalty: Penalty | None  # of θ alone: to be added by the optimiser, once

@@ -145,7 +145,7 @@ class FirstOrder:
         objective.account = self._account
         if math.isnan(state.heldout):
             state.heldout = state.best_heldout = self._heldout(objective)
-            state.best_buffers = state.buffers
+            state.best_buffers = state.buffers.clone()
         epoch = self._epoch(objective, 0, 0)
         count = objective.minibatches(epoch)
         while state.position < count:
@@ -161,9 +161,9 @@ class FirstOrder:
     def _one_step(self, objective: Objective, minibatches: int) -> None:
         state, options = self.state, self.options
         objective.begin_update()
-        state.steps += 1
         answer = objective.gradient(state.theta, self._epoch(objective, state.position, minibatches), True)
         state.position += minibatches
+        state.steps += 1
         if not answer.frames:
             return
         gradient = answer.vector.div_(answer.frames)
@@ -196,9 +196,10 @@ class FirstOrder:
             note=f"{steps} steps",
         )
         if gain > 0:
-            state.best, state.best_buffers, state.best_heldout = state.theta.clone(), state.buffers, state.heldout
+            state.best, state.best_buffers = state.theta.clone(), state.buffers.clone()
+            state.best_heldout = state.heldout
         else:  # as in newbob of Kaldi's nnet1: go on from the best
-            state.theta, state.buffers = state.best.clone(), state.best_buffers
+            state.theta, state.buffers = state.best.clone(), state.best_buffers.clone()
             state.first.zero_()
             report.note += "; held-out loss rose, back to the best"
         if state.halving and gain < options.newbob_stop:
@@ -215,7 +216,7 @@ class FirstOrder:
     def _epoch(self, objective: Objective, first: int, count: int) -> Sample:
         options, state = self.options, self.state
         share, frames, pieces = 1.0, options.minibatch_frames, options.piece_frames
-        epoch = drawn(objective, "epoch", share, frames, self.seed, state.update, pieces, masks=state.steps)
+        epoch = drawn(objective, "epoch", share, frames, self.seed, state.update, pieces, masks=state.steps + 1)
         return replace(epoch, first=first, count=count)
 
     def _heldout(self, objective: Objective) -> float:

@@ -32,5 +32,6 @@ def drawn(
     """
     if objective.frame_model:
         return Sample("train", "frames", share, minibatch_frames, False, seed, update, purpose, masks=masks)
-    chunk = piece_frames if objective.windowed else objective.chunk
+    s = objective.subsampling  # a piece starts where a whole utterance has an output frame
+    chunk = -(-piece_frames // s) * s if objective.windowed else objective.chunk
     return Sample("train", "chunks", share, minibatch_frames, True, seed, update, purpose, chunk=chunk, masks=masks)

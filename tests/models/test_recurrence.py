@@ -11,7 +11,6 @@ from torch import nn
 from torch.autograd import forward_ad
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from asr_hf.models.gemm import product
 from asr_hf.models.recurrence import RNN_ACTIVATIONS, lstm, rnn
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")  # torch's own, in forward_ad
@@ -289,14 +288,3 @@ def test_the_operations_keep_the_rules_of_torch_library(case: str) -> None:
     wanted = tuple(x.requires_grad_() if i < len(inputs) else x for i, x in enumerate(args))
     tangent = getattr(torch.ops.asr_hf, f"{name}_tangent").default
     torch.library.opcheck(tangent, wanted, test_utils=(*rules, "test_autograd_registration"))
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-def test_product_is_the_matrix_product(dtype: torch.dtype) -> None:
-    a, b, plus = _random(5, 7).to(dtype), _random(7, 6, seed=1).to(dtype).t(), _random(5, 6, seed=2).to(dtype)
-    before = plus.clone()
-    expected = a.double() @ b.double().t()
-    tolerance = {torch.float32: 1e-5, torch.float64: 1e-13, torch.bfloat16: 6e-2}[dtype]
-    assert torch.allclose(product(a, b).double(), expected, rtol=0, atol=tolerance)
-    assert torch.allclose(product(a, b, plus).double(), expected + plus.double(), rtol=0, atol=tolerance)
-    assert torch.equal(plus, before)

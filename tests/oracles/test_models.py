@@ -47,7 +47,7 @@ MODELS = {
     "tdnnf": (TdnnfOptions(width=4, bottleneck=2, strides=[1, 3], subsampling=3), []),
     "rnn": (RnnOptions(layers=2, width=4), ["rnn1", "rnn2"]),
     "rnn both ways": (RnnOptions(layers=1, width=3, bidirectional=True, norm="none"), ["rnn1"]),
-    "lstm": (LstmOptions(layers=2, cells=3, delay=2, dropout=0.2), ["lstm1"]),
+    "lstm": (LstmOptions(layers=2, cells=6, delay=2, dropout=0.2), ["lstm1"]),
     "lstm projected both ways": (LstmOptions(layers=1, cells=3, projection=2, bidirectional=True, norm="batch"), []),
 }
 
