@@ -12,11 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
-from asr_hf.curvature.trace import VIEWS, Trace, dependants, traced
+from asr_hf.curvature.trace import MULTIPLICATIVE, VIEWS, ZEROS, Trace, dependants, traced
 
 aten = torch.ops.aten
-ZEROS = {aten.zeros.default, aten._efficientzerotensor.default, aten.zeros_like.default, aten.new_zeros.default}
-MULTIPLICATIVE = {aten.mul.Tensor, aten.mm.default, aten.bmm.default}
 
 
 @dataclass(frozen=True)

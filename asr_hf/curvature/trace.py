@@ -31,6 +31,8 @@ VIEWS = {
     aten.slice.Tensor, aten.squeeze.dim, aten.squeeze.default, aten.t.default, aten.transpose.int,
     aten.unsqueeze.default, aten.view.default, aten._unsafe_view.default, aten.split.Tensor,
 }  # fmt: skip
+ZEROS = {aten.zeros.default, aten._efficientzerotensor.default, aten.zeros_like.default, aten.new_zeros.default}
+MULTIPLICATIVE = {aten.mul.Tensor, aten.mm.default, aten.bmm.default}
 
 
 @dataclass(frozen=True)
@@ -113,11 +115,12 @@ def _split(module: fx.GraphModule, names: tuple[str, ...], outputs: tuple[str, .
     depends = dependants(nodes, tangents)
     needed = _needed(nodes, derivatives)
     linear_nodes = [node for node in nodes if node in needed and node in depends and node.op == "call_function"]
+    zeros = zero_nodes(nodes)  # tangents of what has none: no constants
     constants: dict[fx.Node, None] = {}
     views: dict[fx.Node, None] = {}
     for node in linear_nodes:
         for argument in node.all_input_nodes:
-            if argument not in depends:
+            if argument not in depends and argument not in zeros:
                 constants[_below_views(argument, views)] = None
 
     linear, image = fx.Graph(), {}
@@ -131,6 +134,11 @@ def _split(module: fx.GraphModule, names: tuple[str, ...], outputs: tuple[str, .
     for node in nodes:
         if node in kept:
             image[node] = linear.node_copy(node, lambda n: image[n])
+        elif node in zeros:
+            value = node.meta["val"]
+            options = {"dtype": value.dtype, "device": value.device}
+            image[node] = linear.call_function(aten.zeros.default, (list(value.shape),), options)
+            image[node].meta = dict(node.meta)
     linear.output([image[node] if isinstance(node, fx.Node) and node in depends else None for node in derivatives])
 
     computed = [node for node in constants if node not in primals]
@@ -166,6 +174,16 @@ def dependants(nodes: Iterable[fx.Node], sources: Sequence[fx.Node]) -> set[fx.N
     found = set(sources)
     for node in nodes:
         if any(argument in found for argument in node.all_input_nodes):
+            found.add(node)
+    return found
+
+
+def zero_nodes(nodes: Iterable[fx.Node]) -> set[fx.Node]:
+    """The nodes, in topological order, that are zero whatever the data: made so, or products and views of such."""
+    found: set[fx.Node] = set()
+    for node in nodes:
+        carried = node.target in MULTIPLICATIVE or node.target in VIEWS
+        if node.target in ZEROS or (carried and any(argument in found for argument in node.all_input_nodes)):
             found.add(node)
     return found
 

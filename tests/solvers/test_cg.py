@@ -140,3 +140,23 @@ def test_dot_accumulates_in_float64() -> None:
 def test_impossible_options_are_refused() -> None:
     with pytest.raises(OptionError, match="max_iterations"):
         CgOptions(max_iterations=0)
+
+
+def test_imprecise_products_are_found_out_by_the_true_residual() -> None:
+    matrix, b = system(seed=2)
+    exact, calls = operator(matrix), [0]
+
+    def imprecise(v: torch.Tensor) -> torch.Tensor:  # an error that no linear operator would make
+        calls[0] += 1
+        return exact(v) * (1.0 + 0.3 * (calls[0] % 2))
+
+    options = CgOptions(max_iterations=40, progress_tolerance=0.0, drift_every=5, drift_tolerance=0.05)
+    right_side = torch.from_numpy(b).float()
+    result = conjugate_gradients(imprecise, right_side, options, watch_drift=True)
+    assert result.reason is StopReason.DRIFT
+    assert result.iterations == 5
+    assert result.drift > 0.05
+    assert not result.reason.healthy
+    good = conjugate_gradients(exact, right_side, options, watch_drift=True)
+    assert good.reason is StopReason.ITERATIONS
+    assert good.drift <= 1e-5
