@@ -31,6 +31,7 @@ from asr_hf.bench.methods import (
 from asr_hf.bench.plain import Named
 from asr_hf.bench.sizes import SIZES, Problem, Size, gradient_flops, make_problem
 from asr_hf.bench.timing import Times, interleaved, timed
+from asr_hf.curvature.precision import fastest_full_setting
 from asr_hf.errors import InputError
 from asr_hf.options import require
 from asr_hf.report.published import machine_shape
@@ -228,7 +229,7 @@ def _versions() -> dict[str, str]:
 
 
 def _machine(device: str) -> dict[str, Any]:
-    """Shape of the machine, the instructions that decide about bf16, and the libraries that torch was built with."""
+    """Shape of the machine, the instructions that decide about bf16, and what multiplies torch's matrices."""
     flags: set[str] = set()
     cpuinfo = Path("/proc/cpuinfo")
     for line in cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.is_file() else ():
@@ -241,6 +242,7 @@ def _machine(device: str) -> dict[str, Any]:
         "torch_capability": torch.backends.cpu.get_cpu_capability(),
         "mkl": torch.backends.mkl.is_available(),
         "mkldnn": torch.backends.mkldnn.is_available(),
+        "full_float32_matmul": fastest_full_setting(),
     }
     if torch.device(device).type == "cuda":
         machine["gpu"] = torch.cuda.get_device_name(device)

@@ -1,6 +1,7 @@
 """Hessian-free: its pieces against hand-made cases, the whole against a convex problem that scipy solves."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,15 +9,20 @@ import torch
 from scipy.optimize import minimize
 
 from asr_hf.criteria.cross_entropy import CrossEntropy
+from asr_hf.curvature.options import CurvatureOptions
 from asr_hf.data.minibatch import TrainingSet
 from asr_hf.errors import OptionError
 from asr_hf.models.dnn import DnnOptions
+from asr_hf.models.lstm import LstmOptions
+from asr_hf.models.norm import frozen_norms
+from asr_hf.models.tdnnf import TdnnfOptions
 from asr_hf.objective.evaluator import Evaluator
 from asr_hf.objective.local import LocalObjective
 from asr_hf.optimizers.damping import DampingOptions
 from asr_hf.optimizers.hf import HfOptions
 from asr_hf.optimizers.line_search import ArmijoOptions, armijo, backtrack
 from asr_hf.optimizers.regulariser import Regulariser
+from asr_hf.optimizers.samples import whole_set
 from asr_hf.solvers.cg import CgOptions, Iterate
 
 
@@ -121,7 +127,9 @@ def test_weight_decay_enters_loss_and_gradient_once() -> None:
     assert loss_decayed == pytest.approx(loss + 0.25 * float(theta @ theta), rel=1e-6)
 
 
-def small_objective() -> tuple[LocalObjective, torch.Tensor]:
+def small_objective(
+    curvature: CurvatureOptions | None = None, model: Any = None
+) -> tuple[LocalObjective, torch.Tensor]:
     random = np.random.default_rng(1)
     means = random.normal(size=(6, 5))
 
@@ -129,12 +137,14 @@ def small_objective() -> tuple[LocalObjective, torch.Tensor]:
         targets = [random.integers(0, 6, size=30).astype(np.int32) for _ in range(count)]
         return [(means[t] + random.normal(size=(30, 5))).astype(np.float32) for t in targets], targets
 
+    options = model or DnnOptions(hidden_layers=2, width=16, activation="sigmoid", context=1, norm="none")
+    frame_model = options.frame_model
     sets = {
-        name: TrainingSet([f"{name}{i}" for i in range(count)], *utterances(count), window=True)
+        name: TrainingSet([f"{name}{i}" for i in range(count)], *utterances(count), window=frame_model)
         for name, count in (("train", 30), ("heldout", 5))
     }
-    model = DnnOptions(hidden_layers=2, width=16, activation="sigmoid", context=1).build(5, 6, seed=0)
-    evaluator = Evaluator(model, CrossEntropy(), sets, torch.device("cpu"))
+    model = options.build(5, 6, seed=0)
+    evaluator = Evaluator(model, CrossEntropy(), sets, torch.device("cpu"), curvature)
     return LocalObjective(evaluator), evaluator.layout.flatten(dict(model.named_parameters())).detach().clone()
 
 
@@ -186,3 +196,76 @@ def test_impossible_options_are_refused() -> None:
     for name, value in (("curvature_share", 0.0), ("gradient_share", 1.5), ("warm_start", 1.0), ("updates", 0)):
         with pytest.raises(OptionError, match=name):
             HfOptions(**{name: value})
+
+
+def test_products_that_are_too_coarse_give_way_to_fp32_with_the_reason() -> None:
+    results = []
+    for precision, tolerance in (("bf16", 1e-9), ("fp32", 0.1)):
+        objective, theta = small_objective(CurvatureOptions(precision=precision))
+        cg = CgOptions(12, drift_every=3, drift_tolerance=tolerance)
+        optimizer = HfOptions(updates=3, curvature_share=0.5, cg=cg).start(theta, seed=0)
+        reports = [optimizer.step(objective) for _ in range(3)]
+        results.append(optimizer.state.theta)
+        assert [report.precision for report in reports] == ["fp32"] * 3
+        assert ("gave way to fp32" in reports[0].note) == (precision == "bf16")
+        assert all("gave way" not in report.note for report in reports[1:])
+    assert torch.equal(*results)  # the coarse solve leaves no trace
+
+
+def test_auto_takes_the_fastest_precision_that_is_accurate_enough_and_keeps_it() -> None:
+    for tolerance, expected in ((1e-12, ("fp32",)), (0.5, ("fp32", "medium", "bf16"))):
+        objective, theta = small_objective(CurvatureOptions(precision="auto", tolerance=tolerance))
+        optimizer = HfOptions(updates=2, curvature_share=0.5).start(theta, seed=0)
+        first, second = optimizer.step(objective), optimizer.step(objective)
+        assert first.precision in expected
+        assert first.precision == second.precision == optimizer.state.scalars()["precision"]
+        assert "of fp32's time" in first.note
+        assert "of fp32's time" not in second.note
+
+
+@pytest.mark.parametrize("model", ["dnn", "lstm"])
+def test_statistics_of_normalisations_are_refreshed_between_updates(model: str) -> None:
+    options = DnnOptions(2, 16, "relu", 1, norm="batch")
+    if model == "lstm":
+        options = LstmOptions(layers=1, cells=8, norm="batch", chunk=15)
+    objective, theta = small_objective(model=options)
+    evaluator = objective.evaluator
+    optimizer = HfOptions(updates=3, curvature_share=0.5).start(theta, seed=0)
+    for _ in range(3):
+        before = optimizer.state.buffers.clone()
+        report = optimizer.step(objective)
+        assert report.accepted
+        assert not torch.equal(before, optimizer.state.buffers)
+        assert torch.equal(evaluator.buffers.flatten(dict(evaluator.model.named_buffers())), optimizer.state.buffers)
+        heldout = objective.loss(optimizer.state.theta, whole_set(objective, "heldout", 2048)).mean
+        assert report.heldout == optimizer.state.heldout == pytest.approx(heldout, rel=1e-6)
+    # the stored mean and variance of the lowest norm are those of its input over all training frames
+    seen: list[torch.Tensor] = []
+    norm = next(iter(frozen_norms(evaluator.model).values()))
+    norm.record = lambda x, mask: seen.append(
+        x.flatten(0, -2)[mask.flatten()] if mask is not None else x.flatten(0, -2)
+    )
+    objective.loss(optimizer.state.theta, whole_set(objective, "train", 2048))
+    frames = torch.cat(seen).double()
+    assert torch.allclose(norm.mean.double(), frames.mean(0), atol=1e-5)
+    assert torch.allclose(norm.var.double(), frames.var(0, correction=0), rtol=1e-4, atol=1e-6)
+
+
+def test_the_penalty_of_a_model_enters_loss_gradient_and_products() -> None:
+    objective, theta = small_objective(model=TdnnfOptions(width=8, bottleneck=3, strides=[1], semi_orthogonal=0.5))
+    layout, regulariser = objective.layout, Regulariser(objective, theta, 0.25)
+    weight = layout.views(theta)[objective.penalty.names[0]].double()
+    gram = weight @ weight.T
+    residual = gram - (gram**2).sum() / gram.trace() * torch.eye(len(gram))
+    expected = 0.125 * float(theta.double() @ theta.double()) + 0.25 * float((residual**2).sum())
+    assert regulariser.value(theta) == pytest.approx(expected, rel=1e-5)
+    generator = torch.Generator().manual_seed(0)
+    v, step = torch.randn(theta.shape, generator=generator), 1e-3
+    slope = (regulariser.value(theta + step * v) - regulariser.value(theta - step * v)) / (2 * step)
+    assert float(regulariser.add_gradient(torch.zeros_like(theta)) @ v) == pytest.approx(slope, rel=1e-3)
+    moved = layout.views(v)[objective.penalty.names[0]].double()
+    change = moved @ weight.T + weight @ moved.T  # of the residual along v, s² being constant
+    curvature = 0.25 * float(v.double() @ v.double()) + 0.5 * float((change**2).sum())
+    assert float(regulariser.add_product(torch.zeros_like(v), v) @ v) == pytest.approx(curvature, rel=1e-4)
+    report = HfOptions(updates=1, curvature_share=0.5).start(theta, seed=0).step(objective)
+    assert report.accepted
