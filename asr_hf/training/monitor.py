@@ -68,14 +68,16 @@ def terminal_row(report: StepReport) -> str:
     def number(value: float | None, width: int, digits: int) -> str:
         return f"{'-':>{width}}" if value is None else f"{value:>{width}.{digits}g}"
 
-    seconds = report.seconds
+    seconds, note = report.seconds, report.note
+    if report.recomputed:
+        note += f"; {report.recomputed} minibatches exceed curvature.budget_gib: linearised anew at every product"
     return (
         f"{report.update:>6} {report.loss:>8.4f} {report.heldout:>8.4f} {report.gradient_norm:>8.2g} "
         f"{number(report.damping, 8, 3)} {number(report.rho, 6, 2)} {number(report.cg_iterations, 3, 3)} "
         f"{(report.cg_stop or '-'):<10.10} {report.step:>7.3g} "
         f"{seconds['gradient']:>6.1f} {seconds['linearisation']:>5.1f} {seconds['products']:>6.1f} "
         f"{seconds['evaluation']:>6.1f} {seconds['communication']:>5.1f} {seconds['master']:>6.1f} "
-        f"{seconds['total']:>7.1f}  {report.note}"
+        f"{seconds['total']:>7.1f}  {note}"
     )
 
 
