@@ -107,8 +107,8 @@ def bench_curvature(
             rows += found
     return {
         "command": command,
-        "versions": _versions(),
-        "machine": _machine(settings.device),
+        "versions": library_versions(),
+        "machine": machine_facts(settings.device),
         "settings": {
             **asdict(settings),
             "threads": 1,
@@ -218,7 +218,8 @@ def relative_error(found: Named, exact: Named) -> float:
     return (difference / norm) ** 0.5
 
 
-def _versions() -> dict[str, str]:
+def library_versions() -> dict[str, str]:
+    """Versions of asr_hf, Python, torch and the libraries that are measured beside them."""
     versions = {"asr_hf": __version__, "python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -228,7 +229,7 @@ def _versions() -> dict[str, str]:
     return versions
 
 
-def _machine(device: str) -> dict[str, Any]:
+def machine_facts(device: str) -> dict[str, Any]:
     """Shape of the machine, the instructions that decide about bf16, and what multiplies torch's matrices."""
     flags: set[str] = set()
     cpuinfo = Path("/proc/cpuinfo")

@@ -4,6 +4,7 @@
 with defaults and help, stands beside the class that it configures and is registered in SCHEMAS.
 """
 
+import dataclasses
 import importlib
 import logging
 import re
@@ -161,3 +162,34 @@ def to_yaml(options: dict[str, Any]) -> str:
     from omegaconf import OmegaConf
 
     return OmegaConf.to_yaml(OmegaConf.create({group: OmegaConf.structured(value) for group, value in options.items()}))
+
+
+def from_yaml(path: Path, groups: tuple[str, ...]) -> dict[str, Any]:
+    """The options that `to_yaml` saved with a run, {group: options instance}.
+
+    The file does not name the choice of a group; it is the one that has the options which the file lists.
+
+    Raises:
+        InputError: the file is missing, or does not hold these groups with the options of this version.
+    """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
+    try:
+        saved = OmegaConf.load(path)
+        return {group: OmegaConf.to_object(_as_schema(group, saved[group])) for group in groups}
+    except (OSError, YAMLError, OmegaConfBaseException, KeyError, ValueError, TypeError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(
+            f"{path} does not hold the options of a run ({reason})", "Name a folder that this asr-hf has trained."
+        ) from None
+
+
+def _as_schema(group: str, node: Any) -> Any:
+    from omegaconf import OmegaConf
+
+    for options in map(schema, SCHEMAS[group].values()):
+        if {field.name for field in dataclasses.fields(options)} == set(node):
+            return OmegaConf.merge(OmegaConf.structured(options), node)
+    raise ValueError(f"the options {', '.join(node)} are of no {group} of this version")

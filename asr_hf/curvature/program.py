@@ -17,6 +17,9 @@ from asr_hf.curvature.trace import MULTIPLICATIVE, VIEWS, ZEROS, Trace, dependan
 aten = torch.ops.aten
 
 
+FUSED = (aten.addmm.default, aten.addmm_.default)
+
+
 @dataclass(frozen=True)
 class LinearProgram:
     """J of one trace in one number type, restricted to some parameters.
@@ -114,6 +117,8 @@ def _without_zeros(
         plain = other is left or (node.target is aten.add.Tensor and not node.kwargs)
         if plain and other.meta["val"].shape == value.shape:  # type: ignore[union-attr]
             return image[other]  # type: ignore[index]
+        if plain:
+            return graph.call_function(aten.expand.default, (image[other], list(value.shape)))  # type: ignore[index]
 
     def argument_image(argument: fx.Node) -> fx.Node | None:
         if argument not in zero:
@@ -147,15 +152,16 @@ def _drop_unused(graph: fx.Graph) -> None:
 
 
 def _fuse_additions(graph: fx.Graph) -> None:
-    """x + a·b as one operation, where the product of matrices has no other use."""
+    """x + a·b as one operation where the product has no other use; in place where x is a product without other use."""
     for node in list(graph.nodes):
         if node.target is not aten.add.Tensor or node.kwargs or not isinstance(node.args[1], fx.Node):
             continue
         for factors, other in (node.args, node.args[::-1]):
             alone = factors.target is aten.mm.default and len(factors.users) == 1 and factors is not other
             if alone and factors.meta["val"].shape == node.meta["val"].shape:
+                fresh = other.target in (aten.mm.default, *FUSED) and len(other.users) == 1
                 with graph.inserting_before(node):
-                    fused = graph.call_function(aten.addmm.default, (other, *factors.args))
+                    fused = graph.call_function(FUSED[fresh], (other, *factors.args))
                 fused.meta = dict(node.meta)
                 node.replace_all_uses_with(fused)
                 graph.erase_node(node)

@@ -303,8 +303,10 @@ def _lstm_tangent(
     h_t, m_t = torch.empty_like(h), torch.empty_like(q[0])
     Pm_t = None if P_t is None else product(m.flatten(0, 1), P_t).view_as(h)
     previous, c_t = None, torch.zeros_like(q[0])
+    add = torch.addmm if U_t is None else torch.Tensor.addmm_  # what U̇ drives is ours to overwrite
+    U_RG = U.t().contiguous()
     for t, z in zip(_order(frames, reverse), _drive(pre_t, U_t, h, gates, reverse), strict=True):
-        torch.mul(z if previous is None else product(previous, U, z), D[t], out=y_BG)
+        torch.mul(z if previous is None else add(z, previous, U_RG), D[t], out=y_BG)
         torch.addcmul(y_i, f[t], c_t, out=c_t).add_(y_f).add_(y_g)
         previous = torch.addcmul(y_o, q[t], c_t, out=h_t[t] if P is None else m_t)
         if P is not None:

@@ -21,14 +21,14 @@ import torch
 
 from asr_hf.curvature.precision import Precision
 from asr_hf.data.plan import Sample
-from asr_hf.objective.objective import Account, Matrix, Objective
+from asr_hf.objective.objective import Account, Linearisation, Matrix, Objective
 from asr_hf.optimizers.damping import DampingOptions
 from asr_hf.optimizers.line_search import ArmijoOptions, armijo, backtrack
 from asr_hf.optimizers.optimizer import State, StepReport
 from asr_hf.optimizers.regulariser import Regulariser
 from asr_hf.optimizers.samples import drawn, whole_set
 from asr_hf.options import option, require
-from asr_hf.solvers.cg import CgOptions, CgResult, Iterate, conjugate_gradients, view
+from asr_hf.solvers.cg import CgOptions, CgResult, Iterate, Operator, conjugate_gradients, view
 from asr_hf.solvers.stopping import StopReason
 from asr_hf.solvers.vectors import dot, norm
 
@@ -204,16 +204,21 @@ class HessianFree:
     def _solve_in(self, precision: Precision, objective: Objective, sample: Sample, gradient: torch.Tensor) -> CgResult:
         """CG on (G + λI) d = −g with G of a curvature sample drawn for this update."""
         state, options = self.state, self.options
-        matrix = Matrix(structural=state.damping * options.structural)
         start = state.direction * options.warm_start if state.direction.numel() and options.warm_start else None
+        watch = precision is not Precision.FP32
         with objective.linearize(state.theta, sample, precision) as lin:
+            return conjugate_gradients(self._damped(lin), gradient.neg(), options.cg, start, watch_drift=watch)
 
-            def product(v_N: torch.Tensor) -> torch.Tensor:
-                gv_N = self._regulariser.add_product(lin.product(v_N, matrix).div_(lin.frames), v_N)
-                return gv_N.add_(v_N, alpha=state.damping)
+    def _damped(self, lin: Linearisation) -> Operator:
+        """v ↦ (G + λI)v per frame."""
+        damping = self.state.damping
+        matrix = Matrix(structural=damping * self.options.structural)
 
-            watch = precision is not Precision.FP32
-            return conjugate_gradients(product, gradient.neg(), options.cg, start, watch_drift=watch)
+        def product(v_N: torch.Tensor) -> torch.Tensor:
+            gv_N = self._regulariser.add_product(lin.product(v_N, matrix).div_(lin.frames), v_N)
+            return gv_N.add_(v_N, alpha=damping)
+
+        return product
 
     def _take_stock(self, objective: Objective) -> None:
         """Held-out loss of θ; before it, where the model has normalisations, their statistics at θ."""

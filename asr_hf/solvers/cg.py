@@ -8,7 +8,7 @@ Source: Hestenes and Stiefel (1952); Nocedal and Wright, Numerical Optimization,
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
 import torch
@@ -111,6 +111,7 @@ def conjugate_gradients(
     start: torch.Tensor | None = None,
     monitor: Monitor | None = None,
     watch_drift: bool = False,
+    keep: Collection[int] = (),
 ) -> CgResult:
     """Minimise φ(x) = ½xᵀAx − bᵀx by conjugate gradients.
 
@@ -122,6 +123,7 @@ def conjugate_gradients(
         monitor: called with (iteration, φ, ‖r‖) after every iteration.
         watch_drift: compare r with the true residual every `options.drift_every` iterations (a product each), and
             stop where they part: for products in reduced precision.
+        keep: iterations whose iterates are kept besides those that the options keep.
 
     Returns:
         CgResult, with the reason of the stop.
@@ -142,7 +144,7 @@ def conjugate_gradients(
     rr = dot(r, r)
     quadratic = -0.5 * (dot(b, x) + dot(r, x))
     result = CgResult(x, quadratic, 0, StopReason.ITERATIONS, [], [math.sqrt(rr)], [quadratic])
-    kept = kept_iterations(options.max_iterations, options.first_kept)
+    kept = kept_iterations(options.max_iterations, options.first_kept).union(keep)
     for i in range(1, options.max_iterations + 1):
         if rr == 0.0:
             result.reason = StopReason.RESIDUAL
