@@ -1,26 +1,36 @@
-"""Measure curvature products on this machine, in units of the fastest gradient of a plain torch module.
+"""Measure curvature products on this machine.
 
-asr-hf bench curvature --out curvature.json
+asr-hf bench curvature --out curvature.json     # in units of the fastest gradient of a plain torch module
 asr-hf bench curvature --out tdnn.json --model tdnn --method asr_hf,curvlinops --precision fp32 --repeats 15
+asr-hf bench precision exp/an4/dnn exp/an4/lstm --out precision.json    # does bf16 do on these Hessian-free runs?
 
-Sizes: dnn 360-6x1024-2000 on 2048 frames, tdnn 6x512 on 32 x 150 frames, lstm 2x512 on 64 x 30 frames; one thread.
-Without --method, libraries that are not installed or cannot run are named and left out: pip install asr-hf[bench].
+Sizes of curvature: dnn 360-6x1024-2000 on 2048 frames, tdnn 6x512 on 32 x 150 frames, lstm 2x512 on 64 x 30 frames; one
+thread. Without --method, libraries that are not installed or cannot run are named and left out: pip install
+asr-hf[bench]. Precision solves the system of a run's next update by CG in fp32, medium and bf16, and judges the
+iterates by fp32's quadratic model.
 """
 
 import argparse
 from pathlib import Path
 
+from asr_hf.cli.config import from_yaml
+from asr_hf.cli.train import GROUPS as RUN_GROUPS
 from asr_hf.decoding.output import write_json
 from asr_hf.errors import InputError
-from asr_hf.report.tables import curvature_table
+from asr_hf.report.tables import curvature_table, precision_table
 
 GROUPS: tuple[str, ...] = ()
 LISTS = ("model", "method", "precision")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("subject", choices=["curvature"], help="what is measured")
-    parser.add_argument("--out", required=True, metavar="FILE", help="the JSON file of settings, machine and rows")
+    subjects = parser.add_subparsers(dest="subject", required=True, metavar="SUBJECT", help="curvature or precision")
+    _add_curvature(subjects.add_parser("curvature"))
+    _add_precision(subjects.add_parser("precision"))
+
+
+def _add_curvature(parser: argparse.ArgumentParser) -> None:
+    _add_out(parser)
     parser.add_argument("--model", metavar="A,B", help="of dnn, tdnn, lstm (all)")
     parser.add_argument(
         "--method", metavar="A,B", help="of asr_hf, torch_jvp_vjp, double_backward, curvlinops, backpack (all that run)"
@@ -31,21 +41,50 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-peaks", action="store_true", help="do not measure memory, which takes a process a row")
 
 
+def _add_precision(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="folders of runs with optimizer=hf")
+    _add_out(parser)
+    parser.add_argument("--iterations", type=int, default=50, metavar="N", help="CG iterations (50)")
+    parser.add_argument("--update", type=int, metavar="K", help="draw the curvature sample of that update (the next)")
+
+
+def _add_out(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--out", required=True, metavar="FILE", help="the JSON file of settings, machine and rows")
+
+
 def run(args: argparse.Namespace, overrides: list[str]) -> None:
     if overrides:
         raise InputError(f"'{overrides[0]}': asr-hf bench takes no options of that kind", "See --help.")
+    if args.subject == "curvature":
+        _curvature(args)
+    else:
+        _precision(args)
+
+
+def _curvature(args: argparse.Namespace) -> None:
     from asr_hf.bench.curvature import Settings, bench_curvature
 
     lists = {f"{name}s": tuple(text.split(",")) for name in LISTS if (text := getattr(args, name)) is not None}
     settings = Settings(**lists, repeats=args.repeats, device=args.device, peaks=not args.no_peaks)
-    measured = bench_curvature(settings, _command(args))
+    words = [f"--{name} {getattr(args, name)}" for name in LISTS if getattr(args, name) is not None]
+    words += [f"--repeats {args.repeats}", f"--device {args.device}", *["--no-peaks"] * args.no_peaks]
+    measured = bench_curvature(settings, _command("curvature", words))
     write_json(Path(args.out), measured)
     print(curvature_table(measured["unit"], measured["rows"]))
 
 
-def _command(args: argparse.Namespace) -> str:
-    """The command line without the place of the file."""
-    words = ["asr-hf bench", args.subject, "--out FILE.json"]
-    words += [f"--{name} {getattr(args, name)}" for name in LISTS if getattr(args, name) is not None]
-    words += [f"--repeats {args.repeats}", f"--device {args.device}", *["--no-peaks"] * args.no_peaks]
-    return " ".join(words)
+def _precision(args: argparse.Namespace) -> None:
+    from asr_hf.bench.precision import PrecisionSettings, Run, bench_precision, names_of
+
+    settings = PrecisionSettings(args.iterations, args.update)
+    names = names_of(args.runs)
+    runs = [Run(folder, from_yaml(folder / "config.yaml", RUN_GROUPS)) for folder in args.runs]
+    words = [f"--iterations {args.iterations}", *([] if args.update is None else [f"--update {args.update}"])]
+    measured = bench_precision(dict(zip(names, runs, strict=True)), settings, _command("precision", names + words))
+    write_json(Path(args.out), measured)
+    print(precision_table(measured["runs"], measured["rows"]))
+
+
+def _command(subject: str, words: list[str]) -> str:
+    """The command line without the places of files and folders."""
+    return " ".join(["asr-hf bench", subject, "--out FILE.json", *words])

@@ -177,10 +177,10 @@ def from_yaml(path: Path, groups: tuple[str, ...]) -> dict[str, Any]:
     from yaml import YAMLError
 
     try:
-        saved = OmegaConf.load(path)
+        saved: Any = OmegaConf.load(path)
         return {group: OmegaConf.to_object(_as_schema(group, saved[group])) for group in groups}
     except (OSError, YAMLError, OmegaConfBaseException, KeyError, ValueError, TypeError) as error:
-        reason = str(error).splitlines()[0]
+        reason = ", ".join(line.strip() for line in str(error).splitlines()[:2])
         raise InputError(
             f"{path} does not hold the options of a run ({reason})", "Name a folder that this asr-hf has trained."
         ) from None

@@ -40,6 +40,27 @@ def curvature_table(units: Mapping[str, Mapping[str, Any]], rows: Sequence[Mappi
     return "\n".join([*text, "", _drawn(lines, names=5)])
 
 
+def precision_table(runs: Mapping[str, Mapping[str, Any]], rows: Sequence[Mapping[str, Any]]) -> str:
+    """What `asr-hf bench precision` measured, for the terminal: where each run stands, then a line a row."""
+    text = []
+    for name, run in runs.items():
+        text.append(
+            f"{name}: update {run['update']}, λ {run['damping']:.3g}, {run['parameters']:,} parameters, curvature on "
+            f"{run['curvature_frames']:,} frames, held-out {run['heldout']:.4f}; auto: {run['auto_why']}"
+        )
+    marks = list(dict.fromkeys(mark for row in rows for mark in row["ratios"]))
+    of_fp32 = [f"φ₃₂ at {mark}" for mark in marks]
+    head = ("run", "model", "precision", "stop", "iterations", *of_fp32, "φ₃₂ at end", "within 1 %")
+    lines = [(*head, "drift", "rel. error", "s/product", "held-out")]
+    for row in rows:
+        reached = [f"{row['ratios'][mark]:.4f}" if mark in row["ratios"] else "-" for mark in marks]
+        numbers = (str(row["iterations"]), *reached, f"{row['ratio']:.4f}", "yes" if row["reaches"] else "no")
+        heldout = "-" if row["heldout"] is None else f"{row['heldout']:.4f}"
+        others = (f"{row['drift']:.1e}", f"{row['product_error']:.1e}", f"{row['product_seconds']:.3f}", heldout)
+        lines.append((row["run"], row["model"], row["precision"], row["stop"], *numbers, *others))
+    return "\n".join([*text, "φ₃₂: decrease of the quadratic model in units of fp32's", "", _drawn(lines, names=4)])
+
+
 def markdown_table(rows: Sequence[Row]) -> str:
     """The same as a Markdown table."""
     rule = ["---" if column < 2 else "---:" for column in range(len(HEAD))]
