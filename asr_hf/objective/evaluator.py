@@ -3,6 +3,7 @@
 A minibatch yields float32; sums over minibatches are float64. LocalObjective and the workers of a cluster stand on it.
 """
 
+import contextlib
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -122,9 +123,9 @@ class Evaluator:
         share = self._share(sample)
         share.vector = torch.zeros(self.layout.size, dtype=torch.float64, device=self.device)
         parameters = {name: t.detach().requires_grad_() for name, t in self.layout.views(theta_N).items()}
-        self.model.train(batch_statistics)
         for index, batch in self._batches(sample, which, left_out):
-            outputs = self._outputs(parameters, self._inputs(sample, batch))
+            with self._statistics_of_minibatch(batch_statistics):
+                outputs = self._outputs(parameters, self._inputs(sample, batch))
             at_outputs = self.criterion.linearize({name: y.detach() for name, y in outputs.items()}, batch)
             if self._enter(share, index, batch, at_outputs.value_B):
                 names = list(at_outputs.gradient)
@@ -135,7 +136,6 @@ class Evaluator:
                     materialize_grads=True,
                 )
                 share.vector += self.layout.flatten(dict(zip(parameters, pulled, strict=True)))
-        self.model.eval()
         return share
 
     def linearize(
@@ -196,15 +196,13 @@ class Evaluator:
         for number, norm in enumerate(norms):
             norm.record = functools.partial(record, number)
         try:
-            self.model.train()
             parameters = self.layout.views(theta_N)
-            with torch.no_grad():
+            with torch.no_grad(), self._statistics_of_minibatch():
                 for index, batch in self._batches(sample, which, left_out):
                     outputs = self._outputs(parameters, self._inputs(sample, batch))
                     self._enter(share, index, batch, self.criterion.values(outputs, batch))
                     share.vector += torch.cat([seen[number] for number in range(len(norms))])
         finally:
-            self.model.eval()
             for norm in norms:
                 norm.record = None
         return share
@@ -226,6 +224,15 @@ class Evaluator:
         named = dict(self.model.named_buffers())
         for name, value in self.buffers.views(buffers).items():
             named[name].copy_(value)
+
+    @contextlib.contextmanager
+    def _statistics_of_minibatch(self, wanted: bool = True) -> Iterator[None]:
+        """Within the block batch normalisations use the statistics of the minibatch instead of the stored ones."""
+        self.model.train(wanted)
+        try:
+            yield
+        finally:
+            self.model.eval()
 
     def _with_states(self, parameters: dict[str, torch.Tensor], inputs: Any) -> Outputs:
         return self._outputs(parameters, inputs, self.curvature.states)

@@ -2,10 +2,16 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
+from asr_hf.criteria.cross_entropy import CrossEntropy
+from asr_hf.data.minibatch import TrainingSet
 from asr_hf.errors import OptionError
+from asr_hf.models.tdnnf import TdnnfOptions
+from asr_hf.objective.evaluator import Evaluator
+from asr_hf.objective.local import LocalObjective
 from asr_hf.optimizers.first_order import AdamOptions, SgdOptions
 
 
@@ -92,3 +98,30 @@ def test_impossible_options_are_refused() -> None:
     ):
         with pytest.raises(OptionError, match=name):
             options(**{name: value})
+
+
+def test_the_bottlenecks_of_a_tdnnf_stay_semi_orthogonal() -> None:
+    random = np.random.default_rng(0)
+    features = [random.normal(size=(60, 5)).astype(np.float32) for _ in range(8)]
+    data = TrainingSet(
+        [f"u{i}" for i in range(8)],
+        features,
+        [random.integers(0, 4, 60).astype(np.int32) for _ in range(8)],
+        window=False,
+    )
+    model = TdnnfOptions(width=12, bottleneck=4, strides=[1]).build(5, 4, seed=0)
+    evaluator = Evaluator(model, CrossEntropy(), {"train": data, "heldout": data}, torch.device("cpu"))
+    objective = LocalObjective(evaluator)
+    theta = evaluator.layout.flatten(dict(model.named_parameters())).detach().clone()
+    distances = {}
+    for every in (1, 1_000_000):  # with the constraint's step after each step, and without it
+        optimizer = SgdOptions(rate=0.1, minibatch_frames=60, constraint_steps=every).start(theta.clone(), seed=0)
+        for _ in range(8):
+            optimizer._one_step(objective, 1)
+        (name,) = objective.penalty.names
+        weight = objective.layout.views(optimizer.state.theta)[name].double()
+        gram = weight @ weight.T
+        scale = (gram**2).sum() / gram.trace()
+        distances[every] = float((gram / scale - torch.eye(4)).norm())
+    assert distances[1] < 0.05
+    assert distances[1_000_000] > 3 * distances[1]

@@ -285,3 +285,18 @@ def test_the_log_survives_a_cut_line(tmp_path: Path) -> None:
     log = tmp_path / "log.jsonl"
     log.write_text(json.dumps({"update": 1}) + "\n" + '{"update": 2, "lo')
     assert read_log(log) == [{"update": 1}]
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        (["model=lstm", "model.cells=4", "curvature.states=[lstm9]"], r"curvature\.states.*lstm9"),
+        (["model=lstm", "model.cells=4", "optimizer.structural=0.1"], r"optimizer\.structural"),
+        (["curvature.precision=half"], r"curvature\.precision"),
+        (["curvature.budget_gib=-1"], r"curvature\.budget_gib"),
+    ],
+)
+def test_impossible_curvature_is_refused(settings: list[str], named: str, tiny_corpus: Path, tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match=named):
+        run(tmp_path / "run", tiny_corpus, *settings)
+    assert not (tmp_path / "run").exists()
