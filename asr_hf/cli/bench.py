@@ -3,6 +3,7 @@
 asr-hf bench curvature --out curvature.json     # in units of the fastest gradient of a plain torch module
 asr-hf bench curvature --out tdnn.json --model tdnn --method asr_hf,curvlinops --precision fp32 --repeats 15
 asr-hf bench precision exp/an4/dnn exp/an4/lstm --out precision.json    # does bf16 do on these Hessian-free runs?
+asr-hf bench table curvature.json --markdown docs/curvature.md          # draw again what was measured
 
 Sizes of curvature: dnn 360-6x1024-2000 on 2048 frames, tdnn 6x512 on 32 x 150 frames, lstm 2x512 on 64 x 30 frames; one
 thread. Without --method, libraries that are not installed or cannot run are named and left out: pip install
@@ -11,22 +12,27 @@ iterates by fp32's quadratic model.
 """
 
 import argparse
+import json
 from pathlib import Path
+from typing import Any
 
 from asr_hf.cli.config import from_yaml
 from asr_hf.cli.train import GROUPS as RUN_GROUPS
 from asr_hf.decoding.output import write_json
 from asr_hf.errors import InputError
-from asr_hf.report.tables import curvature_table, precision_table
+from asr_hf.report.tables import curvature_table, precision_table, replace_marked
 
 GROUPS: tuple[str, ...] = ()
 LISTS = ("model", "method", "precision")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    subjects = parser.add_subparsers(dest="subject", required=True, metavar="SUBJECT", help="curvature or precision")
+    subjects = parser.add_subparsers(
+        dest="subject", required=True, metavar="SUBJECT", help="curvature, precision, table"
+    )
     _add_curvature(subjects.add_parser("curvature"))
     _add_precision(subjects.add_parser("precision"))
+    _add_table(subjects.add_parser("table"))
 
 
 def _add_curvature(parser: argparse.ArgumentParser) -> None:
@@ -48,6 +54,13 @@ def _add_precision(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--update", type=int, metavar="K", help="draw the curvature sample of that update (the next)")
 
 
+def _add_table(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("measured", metavar="FILE", help="what --out of curvature or precision wrote")
+    parser.add_argument(
+        "--markdown", metavar="FILE", help="rewrite the block between the markers 'bench SUBJECT' of FILE"
+    )
+
+
 def _add_out(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", required=True, metavar="FILE", help="the JSON file of settings, machine and rows")
 
@@ -55,10 +68,7 @@ def _add_out(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, overrides: list[str]) -> None:
     if overrides:
         raise InputError(f"'{overrides[0]}': asr-hf bench takes no options of that kind", "See --help.")
-    if args.subject == "curvature":
-        _curvature(args)
-    else:
-        _precision(args)
+    {"curvature": _curvature, "precision": _precision, "table": _table}[args.subject](args)
 
 
 def _curvature(args: argparse.Namespace) -> None:
@@ -70,7 +80,7 @@ def _curvature(args: argparse.Namespace) -> None:
     words += [f"--repeats {args.repeats}", f"--device {args.device}", *["--no-peaks"] * args.no_peaks]
     measured = bench_curvature(settings, _command("curvature", words))
     write_json(Path(args.out), measured)
-    print(curvature_table(measured["unit"], measured["rows"]))
+    print(_drawn(measured)[1])
 
 
 def _precision(args: argparse.Namespace) -> None:
@@ -82,7 +92,24 @@ def _precision(args: argparse.Namespace) -> None:
     words = [f"--iterations {args.iterations}", *([] if args.update is None else [f"--update {args.update}"])]
     measured = bench_precision(dict(zip(names, runs, strict=True)), settings, _command("precision", names + words))
     write_json(Path(args.out), measured)
-    print(precision_table(measured["runs"], measured["rows"]))
+    print(_drawn(measured)[1])
+
+
+def _table(args: argparse.Namespace) -> None:
+    try:
+        subject, drawn = _drawn(json.loads(Path(args.measured).read_text()))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{args.measured} holds nothing that asr-hf bench measured ({error})", "Measure it.") from None
+    print(drawn)
+    if args.markdown is not None:
+        replace_marked(args.markdown, f"bench {subject}", f"```\n{drawn}\n```")
+
+
+def _drawn(measured: dict[str, Any]) -> tuple[str, str]:
+    """Subject and table of what was measured."""
+    if "unit" in measured:
+        return "curvature", curvature_table(measured["unit"], measured["rows"])
+    return "precision", precision_table(measured["runs"], measured["rows"])
 
 
 def _command(subject: str, words: list[str]) -> str:

@@ -9,7 +9,6 @@ from asr_hf.errors import InputError
 from asr_hf.report.results import Row
 
 HEAD = ("system", "set", "seed", "WER %", "95 % interval", "errors", "words", "seconds")
-BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 
 
 def cells(row: Row) -> tuple[str, ...]:
@@ -68,21 +67,29 @@ def markdown_table(rows: Sequence[Row]) -> str:
 
 
 def update_markdown(path: Path | str, rows: Sequence[Row]) -> None:
-    """Replace what stands between the markers of a Markdown file by the table; the rest stays as it is.
+    """Replace the table of results between the markers of a Markdown file; the rest stays as it is (InputError)."""
+    replace_marked(path, "results", markdown_table(rows))
+
+
+def replace_marked(path: Path | str, name: str, content: str) -> None:
+    """Replace what stands between the lines `<!-- name:begin -->` and `<!-- name:end -->` of a Markdown file.
 
     Raises:
-        InputError: the file is missing or has not exactly one pair of markers.
+        InputError: the file is missing or has not exactly one pair of the markers.
     """
+    begin_mark, end_mark = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
     try:
         text = Path(path).read_text(encoding="utf-8")
     except OSError as error:
         raise InputError(
-            f"cannot read {path}: {error.strerror}", f"Make it with lines '{BEGIN}' and '{END}'."
+            f"cannot read {path}: {error.strerror}", f"Make it with lines '{begin_mark}' and '{end_mark}'."
         ) from None
-    begin, end = text.find(BEGIN), text.find(END)
-    if text.count(BEGIN) != 1 or text.count(END) != 1 or end < begin:
-        raise InputError(f"{path} has not one pair of the markers", f"Write a line '{BEGIN}' and a line '{END}'.")
-    write_text(path, f"{text[: begin + len(BEGIN)]}\n{markdown_table(rows)}\n{text[end:]}")
+    begin, end = text.find(begin_mark), text.find(end_mark)
+    if text.count(begin_mark) != 1 or text.count(end_mark) != 1 or end < begin:
+        raise InputError(
+            f"{path} has not one pair of the markers", f"Write a line '{begin_mark}' and a line '{end_mark}'."
+        )
+    write_text(path, f"{text[: begin + len(begin_mark)]}\n{content}\n{text[end:]}")
 
 
 def _drawn(lines: Sequence[Sequence[str]], names: int) -> str:
