@@ -173,8 +173,9 @@ def conjugate_gradients(
         if monitor is not None:
             monitor(i, quadratic, result.residuals[-1])
         if watch_drift and i % options.drift_every == 0:
-            result.drift = max(result.drift, norm(b - product(x) - r) / b_norm)
-            if not result.drift <= options.drift_tolerance:
+            drift = norm(b - product(x) - r) / b_norm
+            result.drift = drift if not drift <= result.drift else result.drift  # a NaN stays
+            if not drift <= options.drift_tolerance:
                 result.reason = StopReason.DRIFT
                 break
         if result.residuals[-1] <= options.residual_tolerance * b_norm:
