@@ -54,7 +54,9 @@ class AsrHf:
     def linearize(self) -> tuple[ModelLinearisation, OutputOperator]:
         point = self.linearizer.at(dict(self.model.named_parameters()), self.precision)
         jacobian = point.linearize((self.batch.x_BWD, self.batch.mask_BT))
-        return jacobian, self.criterion.linearize(jacobian.outputs, self.batch).operators["gauss_newton"]
+        matrix = self.criterion.linearize(jacobian.outputs, self.batch).operators["gauss_newton"]
+        jacobian.forget_outputs()
+        return jacobian, matrix
 
     def product(self, kept: tuple[ModelLinearisation, OutputOperator]) -> Named:
         jacobian, matrix = kept

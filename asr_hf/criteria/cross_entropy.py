@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from asr_hf.criteria.criterion import CriterionLinearisation, OutputOperator, Outputs
-from asr_hf.criteria.matrices import Operator, frame_fisher, softmax_covariance, utterance_fisher
+from asr_hf.criteria.matrices import Operator, Score, frame_fisher, softmax_covariance, utterance_fisher
 from asr_hf.data.minibatch import Batch
 
 
@@ -41,17 +41,18 @@ class CrossEntropy:
         p_BTP = torch.where(mask_BT1, torch.softmax(y_BTP, dim=-1), torch.zeros_like(y_BTP))
         delta_BTP = p_BTP.clone()
         delta_BTP.scatter_add_(-1, batch.target_BT[..., None], -mask_BT1.to(delta_BTP.dtype))
+        score = Score(p_BTP, batch.target_BT, batch.mask_BT)
         operators = {
             "gauss_newton": softmax_covariance(p_BTP),
-            "frame_fisher": frame_fisher(delta_BTP),
-            "utterance_fisher": utterance_fisher(delta_BTP, batch.utterance_B),
+            "frame_fisher": frame_fisher(score),
+            "utterance_fisher": utterance_fisher(score, batch.utterance_B),
         }
         return CriterionLinearisation(
             value_B=self.values(outputs, batch),
             frames_B=batch.mask_BT.sum(dim=1),
             gradient={"output": delta_BTP},
             operators={name: _on_output(operator) for name, operator in operators.items()},
-            bytes_held=p_BTP.nbytes + delta_BTP.nbytes,
+            bytes_held=p_BTP.nbytes,
         )
 
 

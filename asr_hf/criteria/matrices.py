@@ -4,6 +4,7 @@ Symbols: γ_t (P,) a posterior of frame t, δ_t (P,) the derivative of the loss 
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 
@@ -24,25 +25,52 @@ def softmax_covariance(gamma_BTP: torch.Tensor) -> Operator:
     return operator
 
 
-def frame_fisher(delta_BTP: torch.Tensor) -> Operator:
+@dataclass(frozen=True)
+class Score:
+    """δ_t = γ_t − onehot(target_t) at real frames, 0 elsewhere, as an operator: δ itself is not stored.
+
+    Attributes:
+        gamma_BTP: γ, zero where padded.
+        target_BT, mask_BT: pdf of each frame, and whether it is real.
+    """
+
+    gamma_BTP: torch.Tensor
+    target_BT: torch.Tensor
+    mask_BT: torch.Tensor
+
+    def along(self, v_BTP: torch.Tensor) -> torch.Tensor:
+        """δ_tᵀv_t (B, T)."""
+        at_target = v_BTP.gather(-1, self.target_BT[..., None]).squeeze(-1)
+        return (self.gamma_BTP * v_BTP).sum(dim=-1) - torch.where(self.mask_BT, at_target, 0.0)
+
+    def times(self, factor_BT: torch.Tensor) -> torch.Tensor:
+        """δ_t·factor_t (B, T, P)."""
+        factor_BT1 = factor_BT[..., None]
+        minus = torch.where(self.mask_BT[..., None], -factor_BT1, 0.0)
+        return (self.gamma_BTP * factor_BT1).scatter_add_(-1, self.target_BT[..., None], minus)
+
+
+def frame_fisher(score: Score) -> Operator:
     """M = δ_tδ_tᵀ per frame: the empirical Fisher of frames taken as independent."""
-    return lambda v_BTP: delta_BTP * (delta_BTP * v_BTP).sum(dim=-1, keepdim=True)
+    return lambda v_BTP: score.times(score.along(v_BTP))
 
 
-def utterance_fisher(delta_BTP: torch.Tensor, utterance_B: torch.Tensor) -> Operator:
+def utterance_fisher(score: Score, utterance_B: torch.Tensor) -> Operator:
     """M = δδᵀ per utterance, δ its scores over all frames: the empirical Fisher of utterances.
 
     Args:
-        delta_BTP: scores, zero at padded frames.
+        score: δ.
         utterance_B: rows of one utterance belong together; an utterance that was cut counts once per minibatch.
 
     Source: Haider and Woodland (2018), natural gradient of sequence criteria.
     """
-    same_BU = torch.nn.functional.one_hot(torch.unique(utterance_B, return_inverse=True)[1]).to(delta_BTP.dtype)
+    same_BU = torch.nn.functional.one_hot(torch.unique(utterance_B, return_inverse=True)[1])
 
     def operator(v_BTP: torch.Tensor) -> torch.Tensor:
-        row_B = (delta_BTP * v_BTP).sum(dim=(1, 2))
-        return delta_BTP * (same_BU @ (same_BU.T @ row_B))[:, None, None]
+        along_BT = score.along(v_BTP)
+        of_BU = same_BU.to(along_BT.dtype)
+        along_B = of_BU @ (of_BU.T @ along_BT.sum(dim=1))
+        return score.times(along_B[:, None].expand_as(along_BT))
 
     return operator
 

@@ -75,7 +75,7 @@ class ModelLinearisation:
     """J of a model at one θ and one minibatch.
 
     Attributes:
-        outputs: named outputs, in full precision.
+        outputs: named outputs, in full precision; J needs them no longer: `forget_outputs` lets their memory go.
         bytes_held: size of the constants that are kept beside the parameters.
     """
 
@@ -87,6 +87,7 @@ class ModelLinearisation:
             results = list(self._trace.primal(*point.parameters.values(), *leaves))
         count = len(self._trace.outputs)
         self.outputs = dict(zip(self._trace.outputs, results[:count], strict=True))
+        self._like = {name: y.new_empty(0) for name, y in self.outputs.items()}
         self._dtype = point.precision.dtype_of(next(iter(point.parameters.values())))
         computed = [_cast(results.pop(), self._dtype) for _ in range(len(results) - count)]  # from the last on
         self.bytes_held = _bytes(computed)
@@ -95,20 +96,24 @@ class ModelLinearisation:
             for i in range(len(self._trace.constants))
         ]
 
+    def forget_outputs(self) -> None:
+        """Drop `outputs`, once the criterion has seen them."""
+        self.outputs = {}
+
     def forward(self, tangent: Named) -> dict[str, torch.Tensor]:
         """J·v: tangents of the outputs for tangents of some parameters, those of the others being zero."""
         program = self._program(tuple(tangent))
         v = [tangent[name].to(self._dtype) for name in program.parameters]
         with torch.no_grad(), self._point.precision.matmul(self._point.device):
             results = program.forward(*self._constants, *v)
-        return {name: y.to(self.outputs[name].dtype) for name, y in zip(self._trace.outputs, results, strict=True)}
+        return {name: y.to(self._like[name].dtype) for name, y in zip(self._trace.outputs, results, strict=True)}
 
     def transposed(self, cotangent: Named, parameters: Sequence[str] | None = None) -> dict[str, torch.Tensor]:
         """Jᵀ·u: cotangents of the named parameters (None: of all) for cotangents of the outputs (absent: zero)."""
         program = self._program(tuple(parameters or self._trace.parameters))
         u = [
-            cotangent[name].to(self._dtype) if name in cotangent else torch.zeros_like(y, dtype=self._dtype)
-            for name, y in self.outputs.items()
+            cotangent[name].to(self._dtype) if name in cotangent else like.new_zeros(shape, dtype=self._dtype)
+            for (name, like), shape in zip(self._like.items(), self._trace.shapes, strict=True)
         ]
         with torch.no_grad(), self._point.precision.matmul(self._point.device):
             results = program.transposed(self._constants, u)

@@ -12,11 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
-from asr_hf.curvature.trace import MULTIPLICATIVE, VIEWS, ZEROS, Trace, dependants, traced
+from asr_hf.curvature.trace import Trace, dependants, traced, zero_nodes
 
 aten = torch.ops.aten
-
-
 FUSED = (aten.addmm.default, aten.addmm_.default)
 
 
@@ -73,11 +71,8 @@ def _restricted(trace: Trace, chosen: tuple[str, ...], dtype: torch.dtype) -> fx
     nodes = list(trace.linear.nodes)
     placeholders = [node for node in nodes if node.op == "placeholder"]
     tangents = dict(zip(trace.parameters, placeholders[len(trace.constants) :], strict=True))
-    depends = dependants(nodes, list(tangents.values()))
-    zero = {node for name, node in tangents.items() if name not in chosen}
-    for node in nodes:
-        if node.op == "call_function" and _is_zero(node, zero, depends):
-            zero.add(node)
+    absent = [node for name, node in tangents.items() if name not in chosen]
+    zero = zero_nodes(nodes[:-1], absent, dependants(nodes, list(tangents.values())))
     graph, image = fx.Graph(), {}
     for node in placeholders:
         if node not in tangents.values() or node not in zero:
@@ -93,17 +88,6 @@ def _restricted(trace: Trace, chosen: tuple[str, ...], dtype: torch.dtype) -> fx
         results.append(image[result] if present else _zeros(graph, shape, dtype, placeholders[0].meta["val"].device))
     graph.output(results)
     return graph
-
-
-def _is_zero(node: fx.Node, zero: set[fx.Node], depends: set[fx.Node]) -> bool:
-    """Zero: made so; a product or view of zero; an operation whose tangents (in which it is linear) are all zero."""
-    arguments = node.all_input_nodes
-    if node.target in ZEROS:
-        return True
-    if node.target in MULTIPLICATIVE or node.target in VIEWS:
-        return any(argument in zero for argument in arguments)
-    moving = [argument for argument in arguments if argument in depends]
-    return bool(moving) and all(argument in zero for argument in moving)
 
 
 def _without_zeros(

@@ -9,7 +9,7 @@ Source: the split is Pearlmutter's R-operator (1994), as program transformation 
 """
 
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -178,12 +178,24 @@ def dependants(nodes: Iterable[fx.Node], sources: Sequence[fx.Node]) -> set[fx.N
     return found
 
 
-def zero_nodes(nodes: Iterable[fx.Node]) -> set[fx.Node]:
-    """The nodes, in topological order, that are zero whatever the data: made so, or products and views of such."""
-    found: set[fx.Node] = set()
+def zero_nodes(
+    nodes: Iterable[fx.Node], given: Iterable[fx.Node] = (), moving: Collection[fx.Node] = ()
+) -> set[fx.Node]:
+    """The nodes that are zero whatever the data: made so, products and views of zero, linear operations on zeros.
+
+    Args:
+        nodes: in topological order.
+        given: nodes that are zero.
+        moving: the nodes that depend on tangents; an operation is linear in those among its arguments.
+    """
+    found = set(given)
     for node in nodes:
-        carried = node.target in MULTIPLICATIVE or node.target in VIEWS
-        if node.target in ZEROS or (carried and any(argument in found for argument in node.all_input_nodes)):
+        arguments = node.all_input_nodes
+        tangents = [argument for argument in arguments if argument in moving]
+        product = node.target in MULTIPLICATIVE or node.target in VIEWS
+        carried = product and any(argument in found for argument in arguments)
+        linear = bool(tangents) and all(argument in found for argument in tangents)
+        if node.target in ZEROS or carried or linear:
             found.add(node)
     return found
 

@@ -150,31 +150,36 @@ class Evaluator:
 
         What exceeds the byte budget is not kept: every product linearises it anew, with the same bits.
         """
-        share, room = self._share(sample), self.curvature.budget_bytes
+        share, budget = self._share(sample), self.curvature.budget_bytes
         point = self._linearizer.at(self.layout.views(theta_N), precision)
 
         def linearised(batch: Batch) -> Part:
             jacobian = point.linearize(self._inputs(sample, batch))
             masks = {name: self._state_mask(batch, name, jacobian.outputs[name]) for name in self.curvature.states}
-            return Part(jacobian, self.criterion.linearize(jacobian.outputs, batch), masks)
+            at_outputs = replace(self.criterion.linearize(jacobian.outputs, batch), gradient={})
+            jacobian.forget_outputs()
+            return Part(jacobian, at_outputs, masks)
 
         def anew(index: int) -> Part:
             return linearised(next(self._batches(sample, [index], left_out))[1])
 
-        parts: list[Callable[[], Part]] = []
-        kept = 0
+        kept: dict[int, Part] = {}  # index in the plan -> minibatch
+        order: list[int] = []
+        needed = largest = 0  # bytes of all that are kept; of the largest that is not
         for index, batch in self._batches(sample, which, left_out):
             part = linearised(batch)
             if not self._enter(share, index, batch, part.criterion.value_B):
                 continue
-            if part.bytes_held <= room:
-                room -= part.bytes_held
-                kept += 1
-                parts.append(functools.partial(_identity, part))
-            else:
-                parts.append(functools.partial(anew, index))
+            order.append(index)
+            kept[index] = part
+            needed += part.bytes_held
+            while kept and needed + 2 * largest > budget:  # room to make the largest anew, and to work on it
+                _, dropped = kept.popitem()
+                needed -= dropped.bytes_held
+                largest = max(largest, dropped.bytes_held)
+        parts = [functools.partial(_part, kept.get(index), index, anew) for index in order]
         frames = int(share.frames.sum())
-        return share, LocalLinearisation(self.layout, parts, kept, frames, self.device, self._guard)
+        return share, LocalLinearisation(self.layout, parts, len(kept), frames, self.device, self._guard)
 
     @_in_full_float32
     def batch_moments(
@@ -280,5 +285,5 @@ class Evaluator:
         return False
 
 
-def _identity(part: Part) -> Part:
-    return part
+def _part(kept: Part | None, index: int, anew: Callable[[int], Part]) -> Part:
+    return kept if kept is not None else anew(index)
