@@ -53,10 +53,10 @@ neural() {
   mpi "$ranks" asr-hf train "$run" --config-dir recipes/an4/conf corpus.train="$fbank/train" \
     corpus.heldout="$fbank/heldout" corpus.alignments="$ali" model="$model" training.seed="$5" "${@:6}"
 }
-# hessian_free NAME MODEL ALI SEED: after one epoch of Adam
+# hessian_free NAME MODEL ALI SEED UPDATES: after one epoch of Adam
 hessian_free() {
   neural 1 "$1-first-epoch" "$2" "$3" "$4" optimizer=first_epoch
-  neural "$ranks" "$1" "$2" "$3" "$4" optimizer=hf_after_epoch training.init="$dir/$1-first-epoch"
+  neural "$ranks" "$1" "$2" "$3" "$4" optimizer=hf_after_epoch optimizer.updates="$5" training.init="$dir/$1-first-epoch"
 }
 # first_order sgd|adam MODEL ALI SEED
 first_order() { neural 1 "dnn-ce-$1" "$2" "$3" "$4" optimizer="$1_an4"; }
@@ -73,16 +73,16 @@ stage 3 "monophone GMM: flat start, decoding graph" monophone
 stage 4 "$scoring" evaluate 3 mono "$dir/mono" "$dir/graph-mono" "$mfcc"
 stage 5 "triphone GMM: tree, decoding graph" triphone
 stage 6 "$scoring" evaluate 5 tri "$dir/tri" "$dir/graph-tri" "$mfcc"
-stage 7 "DNN for alignment: Hessian-free, $ranks MPI ranks" hessian_free dnn-for-alignment an4 "$dir/tri" "$seed" "$(conf an4)"
+stage 7 "DNN for alignment: Hessian-free, $ranks MPI ranks" hessian_free dnn-for-alignment an4 "$dir/tri" "$seed" 4 "$(conf an4)"
 stage 8 "realignment with that DNN" realign
-stage 9 "DNN by Hessian-free, $ranks MPI ranks" hessian_free dnn-ce-hf an4 "$dir/ali" "$seed" "$(conf an4)"
+stage 9 "DNN by Hessian-free, $ranks MPI ranks" hessian_free dnn-ce-hf an4 "$dir/ali" "$seed" 4 "$(conf an4)"
 stage 10 "$scoring" evaluate 9 dnn-ce-hf "$dir/dnn-ce-hf" "$dir/graph-tri" "$fbank"
 stage 11 "DNN by SGD with momentum" first_order sgd an4 "$dir/ali" "$seed" "$(conf an4)"
 stage 12 "$scoring" evaluate 11 dnn-ce-sgd "$dir/dnn-ce-sgd" "$dir/graph-tri" "$fbank"
 stage 13 "DNN by Adam" first_order adam an4 "$dir/ali" "$seed" "$(conf an4)"
 stage 14 "$scoring" evaluate 13 dnn-ce-adam "$dir/dnn-ce-adam" "$dir/graph-tri" "$fbank"
-stage 15 "TDNN by Hessian-free, $ranks MPI ranks" hessian_free tdnn-ce-hf an4_tdnn "$dir/ali" "$seed" "$(conf an4_tdnn)"
+stage 15 "TDNN by Hessian-free, $ranks MPI ranks" hessian_free tdnn-ce-hf an4_tdnn "$dir/ali" "$seed" 4 "$(conf an4_tdnn)"
 stage 16 "$scoring" evaluate 15 tdnn-ce-hf "$dir/tdnn-ce-hf" "$dir/graph-tri" "$fbank"
-stage 17 "LSTM by Hessian-free, $ranks MPI ranks" hessian_free lstm-ce-hf an4_lstm "$dir/ali" "$seed" "$(conf an4_lstm)"
+stage 17 "LSTM by Hessian-free, $ranks MPI ranks" hessian_free lstm-ce-hf an4_lstm "$dir/ali" "$seed" 8 "$(conf an4_lstm)"
 stage 18 "$scoring" evaluate 17 lstm-ce-hf "$dir/lstm-ce-hf" "$dir/graph-tri" "$fbank"
 stage 19 "table of results" write_table
