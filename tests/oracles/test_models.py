@@ -5,6 +5,7 @@ minibatches of float32.
 """
 
 import functools
+import warnings
 from dataclasses import dataclass
 
 import numpy as np
@@ -275,3 +276,44 @@ def test_the_per_frame_matrix_is_that_of_any_posteriors() -> None:
         for t in range(3):
             g = gamma[b, t]
             assert torch.allclose(found[b, t], (torch.diag(g) - torch.outer(g, g)) @ v[b, t], atol=1e-7)
+
+
+@pytest.mark.parametrize("name", ["dnn tanh", "dnn maxout", "tdnn", "tdnnf"])
+def test_products_equal_curvlinops(name: str) -> None:
+    """Where curvlinops can run: it knows no padding, and no recurrence that brings its own derivative."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from curvlinops import GGNLinearOperator
+    made = case(name)
+    evaluator, model = made.objective.evaluator, made.model
+    data = evaluator.sets["train"]
+    alone = TrainingSet(["u"], [data.features[2][:8]], [data.targets[-10:-2]], model.frame_model)
+    batch = alone.batch(WHOLE.plan(alone.lengths)[0], model.left_context, model.right_context, model.subsampling)
+    with torch.no_grad():
+        for parameter, value in made.objective.layout.views(made.theta).items():
+            model.get_parameter(parameter).copy_(value)
+
+    class Logits(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = model
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.inner(x)["output"].flatten(0, 1)
+
+    logits, v = Logits(), vectors(len(made.theta))[0]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        operator = GGNLinearOperator(
+            logits,
+            torch.nn.CrossEntropyLoss(reduction="sum"),
+            list(logits.parameters()),
+            [(batch.x_BWD, batch.target_BT.flatten())],
+            check_deterministic=False,
+        )
+        theirs = operator @ v
+    objective = LocalObjective(
+        Evaluator(model, CrossEntropy(), {"train": alone, "heldout": alone}, torch.device("cpu"))
+    )
+    with objective.linearize(made.theta, WHOLE) as lin:
+        assert distance(lin.product(v), theirs.double().numpy()) <= 1e-5
