@@ -1,19 +1,35 @@
 """Curvature products must be repeatable: CG on an operator that changes between two products solves nothing."""
 
-from collections.abc import Callable
+import contextlib
+import os
+from collections.abc import Callable, Iterator
 
 import torch
 
 from asr_hf.errors import InputError
 
-LOOSE = 1e-6  # relative difference that is allowed where bits may differ (CUDA)
+LOOSE = 1e-6  # relative difference that is allowed where bits may differ (CUDA without deterministic algorithms)
+
+
+@contextlib.contextmanager
+def deterministic_algorithms(wanted: bool) -> Iterator[None]:
+    """Within the block torch uses deterministic algorithms, if wanted, or refuses an operation that has none."""
+    before = torch.are_deterministic_algorithms_enabled()
+    if wanted:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it before its first product
+        torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
 
 
 class RepeatabilityGuard:
     """Evaluates the first product of a process twice and compares.
 
     Args:
-        exact: whether the bits must agree (CPU); else the relative difference must stay below LOOSE.
+        exact: whether the bits must agree (CPU, and CUDA with deterministic algorithms); else the relative difference
+            must stay below LOOSE.
     """
 
     def __init__(self, exact: bool) -> None:

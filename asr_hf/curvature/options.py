@@ -16,6 +16,7 @@ class CurvatureOptions:
     budget_gib: float = option(
         4.0, "memory per rank for kept linearisations (GiB); minibatches beyond it are recomputed"
     )
+    deterministic: bool = option(True, "on CUDA: deterministic algorithms, so that products repeat to the bit")
     states: list[str] = option([], "hidden states of the model that structural damping acts on")
 
     def __post_init__(self) -> None:

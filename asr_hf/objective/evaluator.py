@@ -14,7 +14,7 @@ import torch
 from torch.func import functional_call
 
 from asr_hf.criteria.criterion import Criterion, Outputs
-from asr_hf.curvature.guard import RepeatabilityGuard
+from asr_hf.curvature.guard import RepeatabilityGuard, deterministic_algorithms
 from asr_hf.curvature.linearise import Linearizer
 from asr_hf.curvature.options import CurvatureOptions
 from asr_hf.curvature.precision import Precision
@@ -84,7 +84,8 @@ class Evaluator:
         self.normalisations = len(frozen_norms(model))
         self.frame_model = model.frame_model
         self._linearizer = Linearizer(self._with_states)
-        self._guard = RepeatabilityGuard(exact=device.type == "cpu")
+        self._deterministic = device.type == "cuda" and self.curvature.deterministic
+        self._guard = RepeatabilityGuard(exact=device.type == "cpu" or self._deterministic)
         self._plan = functools.lru_cache(maxsize=8)(lambda sample: sample.plan(self.sets[sample.subset].lengths))
 
     def plan(self, sample: Sample) -> tuple[Minibatch, ...]:
@@ -154,7 +155,8 @@ class Evaluator:
         point = self._linearizer.at(self.layout.views(theta_N), precision)
 
         def linearised(batch: Batch) -> Part:
-            jacobian = point.linearize(self._inputs(sample, batch))
+            with deterministic_algorithms(self._deterministic):
+                jacobian = point.linearize(self._inputs(sample, batch))
             masks = {name: self._state_mask(batch, name, jacobian.outputs[name]) for name in self.curvature.states}
             at_outputs = replace(self.criterion.linearize(jacobian.outputs, batch), gradient={})
             jacobian.forget_outputs()
@@ -179,7 +181,9 @@ class Evaluator:
                 largest = max(largest, dropped.bytes_held)
         parts = [functools.partial(_part, kept.get(index), index, anew) for index in order]
         frames = int(share.frames.sum())
-        return share, LocalLinearisation(self.layout, parts, len(kept), frames, self.device, self._guard)
+        return share, LocalLinearisation(
+            self.layout, parts, len(kept), frames, self.device, self._guard, self._deterministic
+        )
 
     @_in_full_float32
     def batch_moments(

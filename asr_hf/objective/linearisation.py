@@ -7,7 +7,7 @@ import torch
 
 from asr_hf.criteria.criterion import CriterionLinearisation, Outputs
 from asr_hf.criteria.matrices import structural_damping
-from asr_hf.curvature.guard import RepeatabilityGuard
+from asr_hf.curvature.guard import RepeatabilityGuard, deterministic_algorithms
 from asr_hf.curvature.linearise import ModelLinearisation
 from asr_hf.curvature.product import jt_m_j
 from asr_hf.objective.layout import Layout
@@ -55,6 +55,7 @@ class LocalLinearisation:
         frames: frames of all parts.
         device: of the vectors.
         guard: sees the first product.
+        deterministic: products use deterministic algorithms where torch has others too (CUDA).
     """
 
     def __init__(
@@ -65,13 +66,19 @@ class LocalLinearisation:
         frames: int,
         device: torch.device,
         guard: RepeatabilityGuard,
+        deterministic: bool = False,
     ) -> None:
         self.frames = frames
+        self._deterministic = deterministic
         self.kept, self.minibatches = kept, len(parts)
         self._layout, self._parts, self._device, self._guard = layout, parts, device, guard
 
     def product(self, v_N: torch.Tensor, matrix: Matrix) -> torch.Tensor:
         """Σ over minibatches of JᵀMJ·v, float64 (N,)."""
+        with deterministic_algorithms(self._deterministic):
+            return self._sum(v_N, matrix)
+
+    def _sum(self, v_N: torch.Tensor, matrix: Matrix) -> torch.Tensor:
         total = torch.zeros(self._layout.size, dtype=torch.float64, device=self._device)
         sums, tangent = self._layout.views(total), self._layout.views(v_N)
         by_name = Matrix(matrix.name, matrix.structural, self._layout.parameters_of(matrix.groups))

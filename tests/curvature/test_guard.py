@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from asr_hf.curvature.guard import RepeatabilityGuard
+from asr_hf.curvature.guard import RepeatabilityGuard, deterministic_algorithms
 from asr_hf.errors import InputError
 
 
@@ -29,3 +29,11 @@ def test_products_that_change_stop_the_run(exact: bool, difference: float) -> No
 def test_a_device_may_differ_in_the_last_bits() -> None:
     values = iter([torch.ones(4), torch.ones(4) + 2e-7])
     RepeatabilityGuard(exact=False).check(lambda: next(values))
+
+
+def test_deterministic_algorithms_are_on_within_the_block_only() -> None:
+    before = torch.are_deterministic_algorithms_enabled()
+    for wanted in (True, False):
+        with deterministic_algorithms(wanted):
+            assert torch.are_deterministic_algorithms_enabled() == (wanted or before)
+        assert torch.are_deterministic_algorithms_enabled() == before
