@@ -1,6 +1,4 @@
-"""JᵀMJ·v, gradients and losses against dense float64 matrices, finite differences and curvlinops."""
-
-import warnings
+"""JᵀMJ·v, gradients and losses against dense float64 matrices and finite differences."""
 
 import numpy as np
 import pytest
@@ -93,42 +91,6 @@ def test_products_are_symmetric_and_positive() -> None:
             gu, gv = lin.product(u), lin.product(v)
             assert float(u @ gv) == pytest.approx(float(v @ gu), rel=1e-4, abs=1e-5)
             assert float(v @ gv) >= 0
-
-
-def test_products_equal_curvlinops() -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        from curvlinops import GGNLinearOperator
-    objective, model, theta = objective_of("relu")
-    evaluator = objective.evaluator
-    whole = Sample("train", minibatch_frames=1000)
-    batch = evaluator.sets["train"].batch(evaluator.plan(whole)[0], 1, 1)
-    with torch.no_grad():
-        for name, value in objective.layout.views(theta).items():
-            model.get_parameter(name).copy_(value)
-
-    class Logits(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.inner = model
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return self.inner(x)["output"].flatten(0, 1)
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        logits = Logits()
-        operator = GGNLinearOperator(
-            logits,
-            torch.nn.CrossEntropyLoss(reduction="sum"),
-            list(logits.parameters()),
-            [(batch.x_BWD, batch.target_BT.flatten())],
-            check_deterministic=False,
-        )
-        v = torch.randn(theta.shape, generator=torch.Generator().manual_seed(5))
-        theirs = operator @ v
-    with objective.linearize(theta, whole) as lin:
-        assert close(lin.product(v), theirs) <= 1e-5
 
 
 def test_jacobian_is_its_transpose_and_the_difference_quotient() -> None:

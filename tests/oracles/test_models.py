@@ -278,7 +278,7 @@ def test_the_per_frame_matrix_is_that_of_any_posteriors() -> None:
             assert torch.allclose(found[b, t], (torch.diag(g) - torch.outer(g, g)) @ v[b, t], atol=1e-7)
 
 
-@pytest.mark.parametrize("name", ["dnn tanh", "dnn maxout", "tdnn", "tdnnf"])
+@pytest.mark.parametrize("name", ["dnn tanh", "dnn relu", "dnn maxout", "tdnn", "tdnnf"])
 def test_products_equal_curvlinops(name: str) -> None:
     """Where curvlinops can run: it knows no padding, and no recurrence that brings its own derivative."""
     with warnings.catch_warnings():
