@@ -175,10 +175,11 @@ class Evaluator:
             order.append(index)
             kept[index] = part
             needed += part.bytes_held
+            del part  # what is dropped must be gone before the next is made
             while kept and needed + 2 * largest > budget:  # room to make the largest anew, and to work on it
-                _, dropped = kept.popitem()
-                needed -= dropped.bytes_held
-                largest = max(largest, dropped.bytes_held)
+                dropped = kept.popitem()[1].bytes_held
+                needed -= dropped
+                largest = max(largest, dropped)
         parts = [functools.partial(_part, kept.get(index), index, anew) for index in order]
         frames = int(share.frames.sum())
         return share, LocalLinearisation(
