@@ -144,7 +144,7 @@ def _fastest(size: Size, method: str, precision: str, problem: Problem, settings
                 milliseconds[case] = timed(partial(ready.product, kept), settings.device)[0]
         except InputError as error:
             reasons.append(str(error))
-        except (RuntimeError, NotImplementedError) as error:
+        except RuntimeError as error:
             reasons.append(f"{module}: {str(error).splitlines()[0]}")
     if milliseconds:
         return [min(milliseconds, key=lambda case: milliseconds[case])]

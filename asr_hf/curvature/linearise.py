@@ -87,7 +87,7 @@ class ModelLinearisation:
             results = list(self._trace.primal(*point.parameters.values(), *leaves))
         count = len(self._trace.outputs)
         self.outputs = dict(zip(self._trace.outputs, results[:count], strict=True))
-        self._like = {name: y.new_empty(0) for name, y in self.outputs.items()}
+        self._types = [y.dtype for y in self.outputs.values()]
         self._dtype = point.precision.dtype_of(next(iter(point.parameters.values())))
         computed = [_cast(results.pop(), self._dtype) for _ in range(len(results) - count)]  # from the last on
         self.bytes_held = _bytes(computed)
@@ -106,14 +106,17 @@ class ModelLinearisation:
         v = [tangent[name].to(self._dtype) for name in program.parameters]
         with torch.no_grad(), self._point.precision.matmul(self._point.device):
             results = program.forward(*self._constants, *v)
-        return {name: y.to(self._like[name].dtype) for name, y in zip(self._trace.outputs, results, strict=True)}
+        named = zip(self._trace.outputs, results, self._types, strict=True)
+        return {name: y.to(dtype) for name, y, dtype in named}
 
     def transposed(self, cotangent: Named, parameters: Sequence[str] | None = None) -> dict[str, torch.Tensor]:
         """Jᵀ·u: cotangents of the named parameters (None: of all) for cotangents of the outputs (absent: zero)."""
         program = self._program(tuple(parameters or self._trace.parameters))
         u = [
-            cotangent[name].to(self._dtype) if name in cotangent else like.new_zeros(shape, dtype=self._dtype)
-            for (name, like), shape in zip(self._like.items(), self._trace.shapes, strict=True)
+            cotangent[name].to(self._dtype)
+            if name in cotangent
+            else torch.zeros(shape, dtype=self._dtype, device=self._point.device)
+            for name, shape in zip(self._trace.outputs, self._trace.shapes, strict=True)
         ]
         with torch.no_grad(), self._point.precision.matmul(self._point.device):
             results = program.transposed(self._constants, u)

@@ -80,7 +80,7 @@ def trace(function: Function, parameters: Named, inputs: Any) -> Trace:
     try:
         with torch.no_grad():
             module = traced(both, primals, inputs, tangents)
-    except (NotImplementedError, RuntimeError) as error:
+    except RuntimeError as error:
         raise InputError(
             f"the model cannot be linearised: {str(error).splitlines()[0]}",
             "Build it from operations that torch.func differentiates in forward mode (nn.LSTM on CPU is not one).",

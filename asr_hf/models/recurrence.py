@@ -20,6 +20,11 @@ import torch
 RNN_ACTIVATIONS = ("tanh", "relu", "sigmoid")
 
 
+def product(a_MK: torch.Tensor, b_NK: torch.Tensor, plus_MN: torch.Tensor | None = None) -> torch.Tensor:
+    """a bᵀ (+ plus), (M, N)."""
+    return a_MK @ b_NK.t() if plus_MN is None else torch.addmm(plus_MN, a_MK, b_NK.t())
+
+
 def _order(frames: int, reverse: bool) -> range:
     return range(frames - 1, -1, -1) if reverse else range(frames)
 
@@ -27,11 +32,6 @@ def _order(frames: int, reverse: bool) -> range:
 def _past(x_TBR: torch.Tensor, reverse: bool) -> torch.Tensor:
     """The frame before, for every frame but the first one; (T−1)·B rows."""
     return (x_TBR[1:] if reverse else x_TBR[:-1]).flatten(0, 1)
-
-
-def product(a_MK: torch.Tensor, b_NK: torch.Tensor, plus_MN: torch.Tensor | None = None) -> torch.Tensor:
-    """a bᵀ (+ plus), (M, N)."""
-    return a_MK @ b_NK.t() if plus_MN is None else torch.addmm(plus_MN, a_MK, b_NK.t())
 
 
 def _later(x_TBG: torch.Tensor, reverse: bool) -> torch.Tensor:
@@ -98,9 +98,7 @@ def _rnn_forward(
     return h_TBH
 
 
-@_rnn_forward.register_fake
-def _(pre: torch.Tensor, U: torch.Tensor, mask: torch.Tensor | None, activation: str, reverse: bool) -> torch.Tensor:
-    return pre.new_empty(pre.shape)
+_rnn_forward.register_fake(lambda pre, *_: pre.new_empty(pre.shape))
 
 
 def _rnn_slope(h_TBH: torch.Tensor, mask_TB1: torch.Tensor | None, activation: str) -> torch.Tensor:
@@ -131,16 +129,7 @@ def _rnn_tangent(
     return h_t
 
 
-@_rnn_tangent.register_fake
-def _(
-    pre_t: torch.Tensor | None,
-    U_t: torch.Tensor | None,
-    U: torch.Tensor,
-    h: torch.Tensor,
-    slope: torch.Tensor,
-    reverse: bool,
-) -> torch.Tensor:
-    return torch.empty_like(h)
+_rnn_tangent.register_fake(lambda pre_t, U_t, U, h, *_: torch.empty_like(h))
 
 
 @torch.library.custom_op("asr_hf::rnn_transposed", mutates_args=())
@@ -157,10 +146,8 @@ def _rnn_transposed(
 
 
 @_rnn_transposed.register_fake
-def _(
-    dh: torch.Tensor, U: torch.Tensor, h: torch.Tensor, slope: torch.Tensor, reverse: bool, weights: bool
-) -> tuple[torch.Tensor, torch.Tensor]:
-    return torch.empty_like(h), U.new_empty(U.shape) if weights else h.new_empty(0)
+def _(dh: torch.Tensor, U: torch.Tensor, h: torch.Tensor, *rest: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.empty_like(h), U.new_empty(U.shape) if rest[-1] else h.new_empty(0)
 
 
 def _rnn_save(ctx: Any, inputs: tuple, output: torch.Tensor) -> None:
@@ -314,21 +301,7 @@ def _lstm_tangent(
     return h_t
 
 
-@_lstm_tangent.register_fake
-def _(
-    pre_t: torch.Tensor | None,
-    U_t: torch.Tensor | None,
-    P_t: torch.Tensor | None,
-    U: torch.Tensor,
-    P: torch.Tensor | None,
-    h: torch.Tensor,
-    m: torch.Tensor,
-    D: torch.Tensor,
-    f: torch.Tensor,
-    q: torch.Tensor,
-    reverse: bool,
-) -> torch.Tensor:
-    return torch.empty_like(h)
+_lstm_tangent.register_fake(lambda pre_t, U_t, P_t, U, P, h, *_: torch.empty_like(h))
 
 
 @torch.library.custom_op("asr_hf::lstm_transposed", mutates_args=())

@@ -10,10 +10,10 @@ import torch
 from asr_hf.curvature.precision import Precision
 from asr_hf.data.plan import Sample
 from asr_hf.errors import InputError
+from asr_hf.objective.auto_precision import measured_precision
 from asr_hf.objective.evaluator import Evaluator, Share
 from asr_hf.objective.linearisation import LocalLinearisation
 from asr_hf.objective.objective import GAUSS_NEWTON, Account, Matrix, Penalty, Sum, VectorSum
-from asr_hf.objective.precision import measured_precision
 
 
 class OpenLinearisation:
