@@ -167,7 +167,9 @@ def to_yaml(options: dict[str, Any]) -> str:
 def from_yaml(path: Path, groups: tuple[str, ...]) -> dict[str, Any]:
     """The options that `to_yaml` saved with a run, {group: options instance}.
 
-    The file does not name the choice of a group; it is the one that has the options which the file lists.
+    The file does not name the choice of a group. It is the one that has every option which the file lists, and of
+    several the one with the fewest others; those came later, and have their value in `before` of the options, or else
+    their default. Two that are equally near are refused.
 
     Raises:
         InputError: the file is missing, or does not hold these groups with the options of this version.
@@ -189,7 +191,11 @@ def from_yaml(path: Path, groups: tuple[str, ...]) -> dict[str, Any]:
 def _as_schema(group: str, node: Any) -> Any:
     from omegaconf import OmegaConf
 
-    for options in map(schema, SCHEMAS[group].values()):
-        if {field.name for field in dataclasses.fields(options)} == set(node):
-            return OmegaConf.merge(OmegaConf.structured(options), node)
-    raise ValueError(f"the options {', '.join(node)} are of no {group} of this version")
+    fields = {kind: {field.name for field in dataclasses.fields(kind)} for kind in map(schema, SCHEMAS[group].values())}
+    nearest = sorted((len(names), kind.__name__, kind) for kind, names in fields.items() if set(node) <= names)
+    if not nearest:
+        raise ValueError(f"the options {', '.join(node)} are of no {group} of this version")
+    if len(nearest) > 1 and nearest[0][0] == nearest[1][0]:
+        raise ValueError(f"the options {', '.join(node)} may be {nearest[0][1]} or {nearest[1][1]}")
+    kind = nearest[0][2]
+    return OmegaConf.merge(OmegaConf.structured(kind), getattr(kind, "before", {}), node)
