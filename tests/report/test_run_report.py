@@ -44,6 +44,23 @@ def test_a_logarithmic_plot_spaces_decades_evenly_and_leaves_out_what_is_not_pos
     assert dots[1][1] - dots[0][1] == pytest.approx(dots[2][1] - dots[1][1], abs=0.11)
 
 
+def test_x_may_be_logarithmic_too():
+    dots = centres(line_plot([Series("a", [0, 1, 10, 100], [9, 1, 2, 3])], "x", "y", log_x=True))
+    assert [text for _, _, text in dots] == ["1: 1", "10: 2", "100: 3"]
+    assert dots[1][0] - dots[0][0] == pytest.approx(dots[2][0] - dots[1][0], abs=0.11)
+
+
+def test_a_shade_reaches_from_low_to_high_and_has_room():
+    svg = line_plot([Series("a", [1, 2], [2, 3], [1, 3], [4, 5]), Series("b", [1, 2], [1, 5])], "x", "y")
+    shade, *others = ElementTree.fromstring(svg).iter("polygon")
+    corners = [tuple(map(float, corner.split(","))) for corner in shade.get("points").split()]
+    (x1, lowest, _), (x2, highest, _) = centres(svg)  # those of b, which has no shade
+    assert not others
+    assert (corners[0], corners[2]) == ((x1, lowest), (x2, highest))
+    assert [x for x, _ in corners] == [x1, x2, x2, x1]
+    assert corners[3][1] == pytest.approx(highest + (lowest - highest) / 4, abs=0.11)
+
+
 def test_a_missing_value_parts_the_line():
     svg = line_plot([Series("a", [1, 2, 3, 4], [1.0, 2.0, None, 3.0])], "x", "y")
     assert re.sub(r"[\d., ]", "", re.search(r' d="([^"]*)"', svg)[1]) == "MLM"
