@@ -38,7 +38,6 @@ class ClusterObjective(LocalObjective):
         self._station = Station(ranks, evaluator, dedicated_master)
         self._number = 0
         self._handle = 0
-        self._theta: torch.Tensor | None = None
         self._in_command = False  # an exception left a command unfinished: the ranks no longer listen alike
 
     def stop(self) -> None:
@@ -63,18 +62,15 @@ class ClusterObjective(LocalObjective):
 
     def _evaluate(self, command: Command, theta_N: torch.Tensor, sample: Sample, **fields: int) -> Share:
         begin, self._in_command = time.perf_counter(), True
-        fresh = self._theta is None or not torch.equal(self._theta, theta_N)
+        fresh = self._sends(theta_N)
         left_out = np.array(sorted(self._left_out), dtype=np.int64)
         header = self._tell(command, sample, theta_follows=int(fresh), left_out=len(left_out), **fields)
         if len(left_out):
             self.ranks.broadcast(left_out)
         if fresh:
-            self._theta = theta_N.clone()
-            self.ranks.broadcast(self._theta.cpu().numpy())
-            self.account.vectors += 1
+            self.ranks.broadcast(theta_N.contiguous().cpu().numpy())
         share, work = self._station.evaluate(header, theta_N, sample, self._left_out)
         self._enter(work, time.perf_counter() - begin)
-        self.account.vectors += share.vector is not None
         if self.ranks.broadcast_flag(bool(work[:, 2].any())):
             share.bad.update(*self.ranks.gather_objects(share.bad))
         if command is Command.LINEARIZE:
@@ -91,8 +87,9 @@ class ClusterObjective(LocalObjective):
     def _losses(self, theta_N: torch.Tensor, sample: Sample) -> Share:
         return self._evaluate(Command.LOSS, theta_N, sample)
 
-    def _gradient(self, theta_N: torch.Tensor, sample: Sample, batch_statistics: bool) -> Share:
-        return self._evaluate(Command.GRADIENT, theta_N, sample, batch_statistics=int(batch_statistics))
+    def _gradient(self, theta_N: torch.Tensor, sample: Sample, batch_statistics: bool, squares: bool) -> Share:
+        asked = {"batch_statistics": int(batch_statistics), "squares": int(squares)}
+        return self._evaluate(Command.GRADIENT, theta_N, sample, **asked)
 
     def _moments(self, theta_N: torch.Tensor, sample: Sample) -> Share:
         return self._evaluate(Command.MOMENTS, theta_N, sample)
@@ -112,7 +109,6 @@ class ClusterObjective(LocalObjective):
         self.ranks.broadcast(v_N.contiguous().cpu().numpy())
         product, work = self._station.product(self._handle, v_N, matrix)
         self._enter(work, time.perf_counter() - begin)
-        self.account.vectors += 2
         self._in_command = False
         return product
 

@@ -8,7 +8,10 @@ from asr_hf.data.plan import PURPOSES, SUBSETS, UNITS, Sample
 
 
 class Command(enum.IntEnum):
-    """The commands; after each, every rank sends its share of a sum, save after CLOSE, STOP and BUFFERS."""
+    """The commands; after each, every rank sends its share of a sum, save after CLOSE, STOP and BUFFERS.
+
+    After GRADIENT with `squares` there are two vectors: the gradient, then the sum of the minibatches' squares.
+    """
 
     LOSS = 1
     GRADIENT = 2
@@ -33,6 +36,7 @@ HEADER = np.dtype(
         ("grouped", np.int64),
         ("precision", np.int64),  # index into the precisions of products
         ("batch_statistics", np.int64),
+        ("squares", np.int64),
         ("left_out", np.int64),
         ("subset", np.int64),
         ("unit", np.int64),

@@ -48,8 +48,8 @@ class Station:
         if command is Command.LOSS:
             share = self.evaluator.losses(theta_N, sample, which, left_out)
         elif command is Command.GRADIENT:
-            batch_statistics = bool(header["batch_statistics"][0])
-            share = self.evaluator.gradient(theta_N, sample, which, left_out, batch_statistics)
+            asked = bool(header["batch_statistics"][0]), bool(header["squares"][0])
+            share = self.evaluator.gradient(theta_N, sample, which, left_out, *asked)
         elif command is Command.MOMENTS:
             share = self.evaluator.batch_moments(theta_N, sample, which, left_out)
         else:
@@ -60,8 +60,9 @@ class Station:
         work = self._report(int(share.frames.sum()), time.perf_counter() - begin, len(share.bad), recomputed)
         self.ranks.sum_to_master(share.values)
         self.ranks.sum_to_master(share.frames)
-        if share.vector is not None:
-            self.ranks.sum_to_master(share.vector.cpu().numpy())
+        for vector in (share.vector, share.squares):
+            if vector is not None:
+                self.ranks.sum_to_master(vector.cpu().numpy())
         return share, work
 
     def product(self, handle: int, v_N: torch.Tensor, matrix: Matrix) -> tuple[torch.Tensor, np.ndarray]:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import torch.utils._pytree as pytree
 
+from asr_hf.curvature.flops import flops
 from asr_hf.curvature.precision import Precision
 from asr_hf.curvature.program import LinearProgram, cast_type, linear_program
 from asr_hf.curvature.trace import Function, Named, Trace, trace
@@ -26,14 +27,19 @@ class Linearizer:
 
     def __init__(self, function: Function) -> None:
         self._function = function
-        self._traces: dict[Any, tuple[Trace, Any]] = {}
+        self._traces: dict[Any, tuple[Trace, Any, Any]] = {}
 
     def at(self, parameters: Named, precision: Precision = Precision.FP32) -> "Point":
         """Fix θ, and the precision of the products."""
         return Point(self, parameters, precision)
 
-    def trace(self, parameters: Named, inputs: Any) -> tuple[Trace, Any]:
-        """The trace for these shapes, and the programs made from it so far."""
+    def flops(self, parameters: Named, inputs: Any, names: tuple[str, ...]) -> int:
+        """Floating-point operations of a J·v and a Jᵀ·u in the named parameters, at the shapes of the arguments."""
+        _, _, costs = self.trace(parameters, inputs)
+        return costs(names, next(iter(parameters.values())).dtype)
+
+    def trace(self, parameters: Named, inputs: Any) -> tuple[Trace, Any, Any]:
+        """The trace for these shapes, the programs made from it so far, and what they cost."""
         leaves, structure = pytree.tree_flatten(inputs)
         shapes = tuple((x.shape, x.dtype, x.stride()) if isinstance(x, torch.Tensor) else x for x in leaves)
         key = (structure, shapes, tuple((name, p.dtype) for name, p in parameters.items()))
@@ -42,7 +48,9 @@ class Linearizer:
                 self._traces.pop(next(iter(self._traces)))
             made = trace(self._function, parameters, inputs)
             programs = functools.cache(lambda names, dtype: linear_program(made, names, dtype))
-            self._traces[key] = made, programs
+            sizes = {name: parameter.shape for name, parameter in parameters.items()}
+            costs = functools.cache(lambda names, dtype: flops(programs(names, dtype), made, sizes))
+            self._traces[key] = made, programs, costs
         return self._traces[key]
 
 
@@ -81,7 +89,7 @@ class ModelLinearisation:
 
     def __init__(self, point: Point, inputs: Any) -> None:
         self._point = point
-        self._trace, self._programs = point.linearizer.trace(point.parameters, inputs)
+        self._trace, self._programs, _ = point.linearizer.trace(point.parameters, inputs)
         leaves = pytree.tree_leaves(inputs)
         with torch.no_grad(), Precision.FP32.matmul(point.device):
             results = list(self._trace.primal(*point.parameters.values(), *leaves))

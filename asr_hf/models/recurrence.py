@@ -12,11 +12,14 @@ Shapes: T frames, B rows, H cells, R recurrent units (of the projection; without
 i, f, g, o. Masked frames (mask 0) leave a zero state behind.
 """
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
 import torch
+from torch.utils.flop_counter import register_flop_formula
 
+Shape = torch.Size
 RNN_ACTIVATIONS = ("tanh", "relu", "sigmoid")
 
 
@@ -60,6 +63,19 @@ def _recurrent_weights_gradient(dz_TBG: torch.Tensor, h_TBR: torch.Tensor, rever
     if len(h_TBR) == 1:
         return h_TBR.new_zeros(dz_TBG.shape[2], h_TBR.shape[2])
     return product(_later(dz_TBG, reverse).t(), _past(h_TBR, reverse).t())
+
+
+# ---- what the linear operations cost, in floating-point operations; torch's counter asks for it ----
+
+
+def _at_all_frames(h_TBR: Shape, weights: Shape | None) -> int:
+    """A product with the weights at every frame of every row."""
+    return 0 if weights is None else 2 * h_TBR[0] * h_TBR[1] * math.prod(weights)
+
+
+def _at_later_frames(h_TBR: Shape, weights: Shape) -> int:
+    """A product with the weights at every frame but the first."""
+    return 2 * (h_TBR[0] - 1) * h_TBR[1] * math.prod(weights)
 
 
 # ---- RNN: h_t = a(pre_t + U h_{t−1}) ----
@@ -132,6 +148,12 @@ def _rnn_tangent(
 _rnn_tangent.register_fake(lambda pre_t, U_t, U, h, *_: torch.empty_like(h))
 
 
+@register_flop_formula(torch.ops.asr_hf.rnn_tangent)
+def _(pre_t: Shape | None, U_t: Shape | None, U: Shape, h: Shape, *_: Any, **rest: Any) -> int:
+    """U ḣ_{t−1}, and U̇ h_{t−1}."""
+    return _at_later_frames(h, U) * (1 + (U_t is not None))
+
+
 @torch.library.custom_op("asr_hf::rnn_transposed", mutates_args=())
 def _rnn_transposed(
     dh: torch.Tensor, U: torch.Tensor, h: torch.Tensor, slope: torch.Tensor, reverse: bool, weights: bool
@@ -148,6 +170,12 @@ def _rnn_transposed(
 @_rnn_transposed.register_fake
 def _(dh: torch.Tensor, U: torch.Tensor, h: torch.Tensor, *rest: Any) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.empty_like(h), U.new_empty(U.shape) if rest[-1] else h.new_empty(0)
+
+
+@register_flop_formula(torch.ops.asr_hf.rnn_transposed)
+def _(dh: Shape, U: Shape, h: Shape, slope: Shape, reverse: bool, weights: bool, **rest: Any) -> int:
+    """Uᵀ z̄_{t+1}, and Ū."""
+    return _at_later_frames(h, U) * (1 + weights)
 
 
 def _rnn_save(ctx: Any, inputs: tuple, output: torch.Tensor) -> None:
@@ -304,6 +332,21 @@ def _lstm_tangent(
 _lstm_tangent.register_fake(lambda pre_t, U_t, P_t, U, P, h, *_: torch.empty_like(h))
 
 
+@register_flop_formula(torch.ops.asr_hf.lstm_tangent)
+def _(
+    pre_t: Shape | None,
+    U_t: Shape | None,
+    P_t: Shape | None,
+    U: Shape,
+    P: Shape | None,
+    h: Shape,
+    *_: Any,
+    **rest: Any,
+) -> int:
+    """U ḣ_{t−1} and P ṁ_t, and with U̇ and Ṗ."""
+    return _at_later_frames(h, U) * (1 + (U_t is not None)) + _at_all_frames(h, P) * (1 + (P_t is not None))
+
+
 @torch.library.custom_op("asr_hf::lstm_transposed", mutates_args=())
 def _lstm_transposed(
     dh: torch.Tensor,
@@ -359,6 +402,24 @@ def _(
     dU = U.new_empty(U.shape) if weights else D.new_empty(0)
     dP = D.new_empty(0) if P is None or not weights else P.new_empty(P.shape)
     return torch.empty_like(D), dU, dP
+
+
+@register_flop_formula(torch.ops.asr_hf.lstm_transposed)
+def _(
+    dh: Shape,
+    U: Shape,
+    P: Shape | None,
+    h: Shape,
+    m: Shape,
+    D: Shape,
+    f: Shape,
+    q: Shape,
+    reverse: bool,
+    weights: bool,
+    **rest: Any,
+) -> int:
+    """Uᵀ z̄_{t+1} and Pᵀ h̄_t, and with Ū and P̄."""
+    return (_at_later_frames(h, U) + _at_all_frames(h, P)) * (1 + weights)
 
 
 def _lstm_save(ctx: Any, inputs: tuple, output: torch.Tensor) -> None:

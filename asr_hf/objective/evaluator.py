@@ -36,12 +36,14 @@ class Share:
         frames: int64 (minibatches of the plan,), likewise.
         bad: indices of utterances whose loss was not finite.
         vector: float64 (N,), sum of the float32 vectors of the minibatches; None for a loss.
+        squares: float64 (N,), sum of their squares, element by element; None unless asked for.
     """
 
     values: np.ndarray
     frames: np.ndarray
     bad: set[int] = field(default_factory=set)
     vector: torch.Tensor | None = None
+    squares: torch.Tensor | None = None
 
 
 def _in_full_float32(method: Callable[..., Share]) -> Callable[..., Share]:
@@ -86,6 +88,7 @@ class Evaluator:
         self._linearizer = Linearizer(self._with_states)
         self._deterministic = device.type == "cuda" and self.curvature.deterministic
         self._guard = RepeatabilityGuard(exact=device.type == "cpu" or self._deterministic)
+        self.share_of_flops = functools.lru_cache(maxsize=8)(self._share_of_flops)
         self._plan = functools.lru_cache(maxsize=8)(lambda sample: sample.plan(self.sets[sample.subset].lengths))
 
     def plan(self, sample: Sample) -> tuple[Minibatch, ...]:
@@ -114,15 +117,20 @@ class Evaluator:
         which: Sequence[int],
         left_out: frozenset[int],
         batch_statistics: bool = False,
+        squares: bool = False,
     ) -> Share:
         """Losses and the summed gradient of the minibatches `which`.
 
         Args:
             batch_statistics: batch normalisation uses (and differentiates) the statistics of the minibatch, as
                 first-order methods do, instead of the stored ones.
+            squares: sum the squares of the minibatches' gradients too.
         """
         share = self._share(sample)
         share.vector = torch.zeros(self.layout.size, dtype=torch.float64, device=self.device)
+        share.squares = torch.zeros_like(share.vector) if squares else None
+        sums = self.layout.views(share.vector)
+        sums_of_squares = self.layout.views(share.squares) if share.squares is not None else {}
         parameters = {name: t.detach().requires_grad_() for name, t in self.layout.views(theta_N).items()}
         for index, batch in self._batches(sample, which, left_out):
             with self._statistics_of_minibatch(batch_statistics):
@@ -136,7 +144,10 @@ class Evaluator:
                     [at_outputs.gradient[n] for n in names],
                     materialize_grads=True,
                 )
-                share.vector += self.layout.flatten(dict(zip(parameters, pulled, strict=True)))
+                for name, gradient in zip(parameters, pulled, strict=True):
+                    sums[name] += gradient
+                    if squares:
+                        sums_of_squares[name] += gradient.double().square()
         return share
 
     def linearize(
@@ -185,6 +196,21 @@ class Evaluator:
         return share, LocalLinearisation(
             self.layout, parts, len(kept), frames, self.device, self._guard, self._deterministic
         )
+
+    def _share_of_flops(self, groups: tuple[tuple[str, ...], ...], sample: Sample) -> float:
+        """What a product with the diagonal blocks `groups` costs, as a share of a whole product (no groups: 1).
+
+        Counted on the first row of the sample's first minibatch, so that every rank can, whatever it was dealt.
+        """
+        if not groups:
+            return 1.0
+        utterance, first, frames = self.plan(sample)[0].pieces[0].tolist()
+        row = Minibatch(np.array([[utterance, first, 1 if self.frame_model else frames]], dtype=np.int32))
+        model = self.model
+        batch = self.sets[sample.subset].batch(row, model.left_context, model.right_context, model.subsampling)
+        parameters, inputs = dict(model.named_parameters()), self._inputs(sample, batch.to(self.device))
+        cost = functools.partial(self._linearizer.flops, parameters, inputs)
+        return sum(map(cost, self.layout.parameters_of(groups))) / cost(tuple(parameters))
 
     @_in_full_float32
     def batch_moments(

@@ -1,6 +1,8 @@
 """LocalObjective: the Objective evaluated by this process alone, and the bookkeeping that a cluster shares."""
 
+import functools
 import time
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -56,6 +58,7 @@ class LocalObjective:
         self._bad_share = bad_share
         self._say = say
         self._left_out: frozenset[int] = frozenset()
+        self._seen: tuple[weakref.ref[torch.Tensor] | None, int] = (None, 0)  # θ of the evaluation before, its version
 
     def begin_update(self) -> None:
         self._left_out = frozenset()
@@ -68,19 +71,32 @@ class LocalObjective:
 
     def loss(self, theta_N: torch.Tensor, sample: Sample) -> Sum:
         with self.account.measure("evaluation"):
-            share = self._losses(theta_N, sample)
+            share = self._counted("evaluation", sample, lambda: self._losses(theta_N, sample))
         value = float(np.sum(share.values))
         return Sum(value if np.isfinite(value) else float("inf"), int(share.frames.sum()))
 
-    def gradient(self, theta_N: torch.Tensor, sample: Sample, batch_statistics: bool = False) -> VectorSum:
-        with self.account.measure("gradient"):
-            share = self._without_bad(lambda: self._gradient(theta_N, sample, batch_statistics))
-        assert share.vector is not None
-        return VectorSum(share.vector.float(), float(np.sum(share.values)), int(share.frames.sum()))
+    def gradient(
+        self, theta_N: torch.Tensor, sample: Sample, batch_statistics: bool = False, squares: bool = False
+    ) -> VectorSum:
+        return self._vector_sum("gradient", theta_N, sample, batch_statistics, squares)
+
+    def squared_gradients(self, theta_N: torch.Tensor, sample: Sample) -> VectorSum:
+        return self._vector_sum("statistics", theta_N, sample, batch_statistics=False, squares=True)
+
+    def _vector_sum(
+        self, phase: str, theta_N: torch.Tensor, sample: Sample, batch_statistics: bool, squares: bool
+    ) -> VectorSum:
+        with self.account.measure(phase):
+            share = self._without_bad(
+                phase, sample, lambda: self._gradient(theta_N, sample, batch_statistics, squares), 1 + squares
+            )
+            assert share.vector is not None
+            summed = None if share.squares is None else share.squares.float()
+            return VectorSum(share.vector.float(), float(np.sum(share.values)), int(share.frames.sum()), summed)
 
     def statistics(self, theta_N: torch.Tensor, sample: Sample) -> torch.Tensor:
-        with self.account.measure("evaluation"):
-            share = self._without_bad(lambda: self._moments(theta_N, sample))
+        with self.account.measure("statistics"):
+            share = self._without_bad("statistics", sample, lambda: self._moments(theta_N, sample))
         assert share.vector is not None
         return self.evaluator.buffers_from(share.vector)
 
@@ -96,22 +112,43 @@ class LocalObjective:
         self, theta_N: torch.Tensor, sample: Sample, precision: Precision = Precision.FP32
     ) -> Iterator[OpenLinearisation]:
         with self.account.measure("linearisation"):
-            share = self._without_bad(lambda: self._open(theta_N, sample, precision))
-        handle = OpenLinearisation(int(share.frames.sum()), self._timed_product)
+            share = self._without_bad("linearisation", sample, lambda: self._open(theta_N, sample, precision))
+        handle = OpenLinearisation(int(share.frames.sum()), functools.partial(self._counted_product, sample))
         try:
             yield handle
         finally:
             handle.close()
             self._close()
 
-    def _timed_product(self, v_N: torch.Tensor, matrix: Matrix) -> torch.Tensor:
+    def _counted_product(self, sample: Sample, v_N: torch.Tensor, matrix: Matrix) -> torch.Tensor:
+        share_of_flops = self.evaluator.share_of_flops(matrix.groups, sample)
+        self.account.count("products", self._sets(sample) * share_of_flops)
+        self.account.vectors += 2
         with self.account.measure("products"):
             return self._product(v_N, matrix).float()
 
-    def _without_bad(self, evaluate: Callable[[], Share]) -> Share:
+    def _counted(self, phase: str, sample: Sample, evaluate: Callable[[], Share], reduced: int = 0) -> Share:
+        """Evaluate, and enter into the account what that costs; `reduced` vectors (N,) come of it."""
+        self.account.count(phase, self._sets(sample))
+        self.account.vectors += reduced
+        return evaluate()
+
+    def _sets(self, sample: Sample) -> float:
+        """Frames of the sample's plan (of the features, as the utterances' lengths) per frame of the training set."""
+        return sum(minibatch.frames for minibatch in self.evaluator.plan(sample)) / self.frames("train")
+
+    def _sends(self, theta_N: torch.Tensor) -> bool:
+        """Whether θ is another tensor than at the evaluation before, or was written to: a cluster sends it then."""
+        seen, version = self._seen
+        fresh = seen is None or seen() is not theta_N or version != theta_N._version
+        self._seen = weakref.ref(theta_N), theta_N._version
+        self.account.vectors += fresh
+        return fresh
+
+    def _without_bad(self, phase: str, sample: Sample, evaluate: Callable[[], Share], reduced: int = 0) -> Share:
         """Evaluate; while utterances turn non-finite, name them, leave them out and evaluate anew."""
         while True:
-            share = evaluate()
+            share = self._counted(phase, sample, evaluate, reduced)
             if not share.bad:
                 return share
             self._left_out = self._left_out | share.bad
@@ -128,24 +165,22 @@ class LocalObjective:
     # What a cluster does in another way.
 
     def _losses(self, theta_N: torch.Tensor, sample: Sample) -> Share:
-        return self._alone(sample, lambda which: self.evaluator.losses(theta_N, sample, which, self._left_out))
+        return self._alone(theta_N, sample, self.evaluator.losses)
 
-    def _gradient(self, theta_N: torch.Tensor, sample: Sample, batch_statistics: bool) -> Share:
-        return self._alone(
-            sample,
-            lambda which: self.evaluator.gradient(theta_N, sample, which, self._left_out, batch_statistics),
-        )
+    def _gradient(self, theta_N: torch.Tensor, sample: Sample, batch_statistics: bool, squares: bool) -> Share:
+        gradient = functools.partial(self.evaluator.gradient, batch_statistics=batch_statistics, squares=squares)
+        return self._alone(theta_N, sample, gradient)
 
     def _moments(self, theta_N: torch.Tensor, sample: Sample) -> Share:
-        return self._alone(sample, lambda which: self.evaluator.batch_moments(theta_N, sample, which, self._left_out))
+        return self._alone(theta_N, sample, self.evaluator.batch_moments)
 
     def _open(self, theta_N: torch.Tensor, sample: Sample, precision: Precision) -> Share:
-        def linearize(which: Sequence[int]) -> Share:
-            share, self._opened = self.evaluator.linearize(theta_N, sample, which, self._left_out, precision)
+        def linearize(theta_N: torch.Tensor, sample: Sample, which: Sequence[int], left_out: frozenset[int]) -> Share:
+            share, self._opened = self.evaluator.linearize(theta_N, sample, which, left_out, precision)
             self.account.recomputed = self._opened.minibatches - self._opened.kept
             return share
 
-        return self._alone(sample, linearize)
+        return self._alone(theta_N, sample, linearize)
 
     _opened: LocalLinearisation | None = None
 
@@ -159,8 +194,10 @@ class LocalObjective:
     def _close(self) -> None:
         self._opened = None
 
-    def _alone(self, sample: Sample, evaluate: Callable[[Sequence[int]], Share]) -> Share:
+    def _alone(self, theta_N: torch.Tensor, sample: Sample, evaluate: Callable[..., Share]) -> Share:
+        """All minibatches of the sample, evaluated here."""
         begin = time.perf_counter()
-        share = evaluate(range(len(self.evaluator.plan(sample))))
+        self._sends(theta_N)
+        share = evaluate(theta_N, sample, range(len(self.evaluator.plan(sample))), self._left_out)
         self.account.worked(0, int(share.frames.sum()), time.perf_counter() - begin)
         return share

@@ -18,7 +18,9 @@ from asr_hf.data.plan import Sample
 from asr_hf.objective.layout import Layout
 
 Named = Mapping[str, torch.Tensor]
-PHASES = ("gradient", "linearisation", "products", "evaluation", "communication")
+PHASES = ("gradient", "linearisation", "products", "evaluation", "statistics", "preconditioner", "communication")
+# gradient-equivalents of a phase over as many frames as the training set has; the other phases are known by their time
+COSTS = {"gradient": 1.0, "linearisation": 1 / 3, "products": 4 / 3, "evaluation": 1 / 3}
 
 
 @dataclass(frozen=True)
@@ -35,11 +37,16 @@ class Sum:
 
 @dataclass(frozen=True)
 class VectorSum:
-    """A vector (N,) summed over frames, the loss that was found on the way, and the frames both cover."""
+    """A gradient (N,) summed over frames, the loss that was found on the way, and the frames both cover.
+
+    Attributes:
+        squares: (N,), Σ over minibatches of (that minibatch's summed gradient)², element by element; None unless asked.
+    """
 
     vector: torch.Tensor
     value: float
     frames: int
+    squares: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -85,12 +92,15 @@ class Account:
 
     Attributes:
         seconds: per phase of PHASES, wall seconds of this process.
-        vectors: number of vectors (N,) sent or reduced between ranks.
+        equivalents: per phase of COSTS, work in gradient-equivalents: one is a gradient over the training set's frames.
+            It counts frames of plans and shares of flops, so that it depends neither on ranks nor on the machine.
+        vectors: number of vectors (N,) that a cluster sends or reduces, counted on one process too.
         recomputed: minibatches of the last linearisation that did not fit the byte budget, on all ranks.
         rank_frames, rank_seconds: per rank, frames evaluated and seconds spent computing.
     """
 
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PHASES, 0.0))
+    equivalents: dict[str, float] = field(default_factory=lambda: dict.fromkeys(COSTS, 0.0))
     vectors: int = 0
     recomputed: int = 0
     rank_frames: list[int] = field(default_factory=list)
@@ -105,6 +115,16 @@ class Account:
         finally:
             inner = sum(self.seconds.values()) - before
             self.seconds[phase] += time.perf_counter() - begin - inner
+
+    @property
+    def gradient_equivalents(self) -> float:
+        """Work of all counted phases."""
+        return sum(self.equivalents.values())
+
+    def count(self, phase: str, sets: float) -> None:
+        """Enter work over `sets` times the training set's frames, where the phase is counted at all."""
+        if phase in COSTS:
+            self.equivalents[phase] += COSTS[phase] * sets
 
     def worked(self, rank: int, frames: int, seconds: float) -> None:
         self.rank_frames += [0] * (rank + 1 - len(self.rank_frames))
@@ -152,10 +172,21 @@ class Objective(Protocol):
         """L(θ) on the sample; +∞ where an utterance's loss is not finite."""
         ...
 
-    def gradient(self, theta_N: torch.Tensor, sample: Sample, batch_statistics: bool = False) -> VectorSum:
+    def gradient(
+        self, theta_N: torch.Tensor, sample: Sample, batch_statistics: bool = False, squares: bool = False
+    ) -> VectorSum:
         """∇L(θ) on the sample; utterances that turn non-finite are named and left out, with their frames.
 
-        With `batch_statistics` batch normalisations use those of the minibatch (first-order methods).
+        With `batch_statistics` batch normalisations use those of the minibatch (first-order methods); with `squares`
+        the squared gradients of the minibatches are summed as well.
+        """
+        ...
+
+    def squared_gradients(self, theta_N: torch.Tensor, sample: Sample) -> VectorSum:
+        """The gradient with its `squares`, accounted for as a statistic.
+
+        Of a sample whose minibatches are single utterances (unit "utterances", minibatch_frames 1, whole_utterances)
+        the squares are Σ_u (∇ℓ_u)², the diagonal of the empirical Fisher matrix of utterances.
         """
         ...
 

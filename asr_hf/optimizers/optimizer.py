@@ -21,10 +21,13 @@ class StepReport:
         step: factor of the direction that was taken (first-order methods: the learning rate).
         note: why the update went as it did, a sentence for people.
         damping, rho, cg_iterations, cg_stop: of second-order methods.
-        seconds: per phase (gradient, linearisation, products, evaluation, communication, master) and "total".
+        seconds: per phase of the account, "master" (the optimiser's own vector algebra) and "total".
+        equivalents: gradient-equivalents per counted phase (gradient, linearisation, products, evaluation).
+        gradient_equivalents: their sum, without statistics and preconditioners, whose seconds tell what they cost.
+        master_per_iteration: the master's own seconds per CG iteration.
         precision: of the curvature products.
         recomputed: minibatches that did not fit the byte budget and were linearised anew at every product.
-        vectors: vectors (N,) sent or reduced between ranks.
+        vectors: vectors (N,) that a cluster sends or reduces, counted on one process too.
         rank_frames, rank_seconds: per rank.
     """
 
@@ -42,6 +45,9 @@ class StepReport:
     precision: str | None = None
     recomputed: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
+    equivalents: dict[str, float] = field(default_factory=dict)
+    gradient_equivalents: float = 0.0
+    master_per_iteration: float | None = None
     vectors: int = 0
     rank_frames: list[int] = field(default_factory=list)
     rank_seconds: list[float] = field(default_factory=list)
@@ -52,6 +58,7 @@ class StepReport:
         seconds["master"] = max(0.0, elapsed - sum(seconds.values()))
         seconds["total"] = elapsed
         self.seconds = {phase: round(value, 4) for phase, value in seconds.items()}
+        self.equivalents, self.gradient_equivalents = dict(account.equivalents), account.gradient_equivalents
         self.vectors, self.recomputed = account.vectors, account.recomputed
         self.rank_frames = list(account.rank_frames)
         self.rank_seconds = [round(value, 4) for value in account.rank_seconds]
@@ -66,12 +73,14 @@ class State:
         update: updates (first-order: whole epochs) done.
         finished: why the run is over, empty while it is not.
         buffers: statistics of the model's normalisations, which travel with θ (empty: not yet known, or none).
+        spent: gradient-equivalents of the run so far.
     """
 
     theta: torch.Tensor
     update: int = 0
     finished: str = ""
     buffers: torch.Tensor = field(default_factory=lambda: torch.empty(0))
+    spent: float = 0.0
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """The tensors, by field name."""

@@ -11,8 +11,14 @@ from asr_hf.optimizers.optimizer import StepReport
 
 HEADER = (
     f"{'update':>6} {'loss':>8} {'held-out':>8} {'|g|':>8} {'λ':>8} {'ρ':>6} {'CG':>3} {'stop':<10} {'step':>7} "
-    f"{'grad':>6} {'lin':>5} {'prod':>6} {'eval':>6} {'comm':>5} {'master':>6} {'total':>7}  note"
+    f"{'GE':>6} {'grad':>6} {'lin':>5} {'prod':>6} {'eval':>6} {'comm':>5} {'master':>6} {'ms/it':>6} "
+    f"{'total':>7}  note"
 )
+
+SCALARS = (  # of a row, for TensorBoard
+    "loss", "heldout", "gradient_norm", "damping", "rho", "cg_iterations", "step", "gradient_equivalents",
+    "master_per_iteration",
+)  # fmt: skip
 
 
 class Monitor:
@@ -40,11 +46,13 @@ class Monitor:
         row = {name: _plain(value) for name, value in dataclasses.asdict(report).items()}
         with open(self._path, "a") as log:
             log.write(json.dumps(row) + "\n")
-        for name in ("loss", "heldout", "gradient_norm", "damping", "rho", "cg_iterations", "step"):
+        for name in SCALARS:
             if row[name] is not None:
                 self._tensorboard.add_scalar(name, row[name], report.update)
         for phase, seconds in report.seconds.items():
             self._tensorboard.add_scalar(f"seconds/{phase}", seconds, report.update)
+        for phase, equivalents in report.equivalents.items():
+            self._tensorboard.add_scalar(f"equivalents/{phase}", equivalents, report.update)
         self._tensorboard.flush()
 
     def close(self) -> None:
@@ -69,15 +77,16 @@ def terminal_row(report: StepReport) -> str:
         return f"{'-':>{width}}" if value is None else f"{value:>{width}.{digits}g}"
 
     seconds, note = report.seconds, report.note
+    per_iteration = None if report.master_per_iteration is None else 1000 * report.master_per_iteration
     if report.recomputed:
         note += f"; {report.recomputed} minibatches exceed curvature.budget_gib: linearised anew at every product"
     return (
         f"{report.update:>6} {report.loss:>8.4f} {report.heldout:>8.4f} {report.gradient_norm:>8.2g} "
         f"{number(report.damping, 8, 3)} {number(report.rho, 6, 2)} {number(report.cg_iterations, 3, 3)} "
         f"{(report.cg_stop or '-'):<10.10} {report.step:>7.3g} "
-        f"{seconds['gradient']:>6.1f} {seconds['linearisation']:>5.1f} {seconds['products']:>6.1f} "
-        f"{seconds['evaluation']:>6.1f} {seconds['communication']:>5.1f} {seconds['master']:>6.1f} "
-        f"{seconds['total']:>7.1f}  {note}"
+        f"{report.gradient_equivalents:>6.2f} {seconds['gradient']:>6.1f} {seconds['linearisation']:>5.1f} "
+        f"{seconds['products']:>6.1f} {seconds['evaluation']:>6.1f} {seconds['communication']:>5.1f} "
+        f"{seconds['master']:>6.1f} {number(per_iteration, 6, 3)} {seconds['total']:>7.1f}  {note}"
     )
 
 

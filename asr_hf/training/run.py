@@ -22,6 +22,7 @@ from asr_hf.training.corpus import Corpus, load_corpus
 from asr_hf.training.monitor import Monitor
 
 Options = dict[str, Any]  # config group -> its options
+ROUNDING = 1e-9  # of a sum of gradient-equivalents, relative
 
 
 @dataclass
@@ -29,11 +30,12 @@ class TrainingOptions:
     """How a run is started, saved and finished."""
 
     seed: int = option(0, "seed of initial weights, samples and orders")
-    init: str = option("", "MODEL folder to start from instead of random weights")
+    init: str = option("", "MODEL folder to start from instead of random weights; {seed} in it is the seed")
     checkpoint_seconds: float = option(300.0, "seconds between checkpoints within an epoch of a first-order method")
     keep_checkpoints: int = option(2, "checkpoints that are kept")
     prior_floor: float = option(1e-5, "smallest prior of a pdf: rarer pdfs get this share of the frames")
     bad_share: float = option(0.01, "largest share of utterances that may turn non-finite in an update")
+    budget: float = option(0.0, "gradient-equivalents after which the run ends, its last update whole (0: no limit)")
 
     def __post_init__(self) -> None:
         require(self.seed >= 0, "training.seed", self.seed, "must not be negative")
@@ -41,6 +43,7 @@ class TrainingOptions:
         require(self.keep_checkpoints >= 1, "training.keep_checkpoints", self.keep_checkpoints, "must be at least 1")
         require(0 < self.prior_floor < 1, "training.prior_floor", self.prior_floor, "must lie in (0, 1)")
         require(0 <= self.bad_share <= 1, "training.bad_share", self.bad_share, "must lie in [0, 1]")
+        require(self.budget >= 0, "training.budget", self.budget, "must not be negative")
 
 
 @dataclass(frozen=True)
@@ -84,7 +87,7 @@ def train(run_dir: Path, options: Options, config_yaml: str) -> str:
     model, evaluator = build(options, corpus)
     theta = evaluator.layout.flatten(dict(model.named_parameters())).detach().clone()
     if settings.init:
-        theta = _initial(settings.init, model, evaluator)
+        theta = _initial(settings.init.replace("{seed}", str(settings.seed)), model, evaluator)
     optimizer: Optimizer = options["optimizer"].start(theta, settings.seed)
     layout = evaluator.layout.to_json()
     restored = restore_latest(run_dir / "checkpoints", optimizer.state, layout)
@@ -124,8 +127,13 @@ def _loop(
     monitor = Monitor(run_dir, optimizer.state.update)
     if hasattr(optimizer, "pause_after"):
         optimizer.pause_after = settings.checkpoint_seconds
-    while not optimizer.state.finished:
+    state, account, entered = optimizer.state, objective.account, 0.0
+    while not state.finished:
         report = optimizer.step(objective)
+        if objective.account is not account:  # the same one while an epoch is paused
+            account, entered = objective.account, 0.0
+        state.spent += account.gradient_equivalents - entered
+        entered = account.gradient_equivalents
         if report is not None:
             monitor.row(report)
             if not math.isfinite(report.heldout):
@@ -133,7 +141,9 @@ def _loop(
                     f"the held-out loss is not finite after update {report.update}",
                     "Lower the learning rate or raise the damping.",
                 )
-        write_checkpoint(run_dir / "checkpoints", optimizer.state, layout, settings.keep_checkpoints)
+            if settings.budget and state.spent >= settings.budget * (1 - ROUNDING) and not state.finished:
+                state.finished = f"the budget of {settings.budget:g} gradient-equivalents is spent"
+        write_checkpoint(run_dir / "checkpoints", state, layout, settings.keep_checkpoints)
     monitor.close()
 
 
