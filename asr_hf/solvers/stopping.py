@@ -13,13 +13,22 @@ class StopReason(enum.Enum):
     ITERATIONS = "the iteration limit was reached"
     ZERO_RHS = "the right-hand side is zero: there is nothing to solve"
     NEGATIVE_CURVATURE = "a direction of zero or negative curvature appeared: the best iterate so far is returned"
+    INDEFINITE_PRECONDITIONER = "the preconditioner is not positive definite: the best iterate so far is returned"
     DRIFT = "the true residual parted from the recursion: the products are too imprecise"
     NON_FINITE = "a product or an inner product was not finite: the best iterate so far is returned"
 
     @property
     def healthy(self) -> bool:
         """Whether the last iterate may be trusted as a minimiser in progress."""
-        return self not in (StopReason.NEGATIVE_CURVATURE, StopReason.NON_FINITE, StopReason.DRIFT)
+        return self not in UNHEALTHY
+
+
+UNHEALTHY = (  # the worst first: drift discredits whatever else the same products show
+    StopReason.DRIFT,
+    StopReason.NON_FINITE,
+    StopReason.NEGATIVE_CURVATURE,
+    StopReason.INDEFINITE_PRECONDITIONER,
+)
 
 
 def progress_stalled(quadratics: Sequence[float], tolerance: float) -> bool:

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from asr_hf.errors import OptionError
-from asr_hf.solvers.cg import CgOptions, conjugate_gradients, scaled_warm_start
+from asr_hf.solvers.cg import CgOptions, Progress, conjugate_gradients, scaled_warm_start
 from asr_hf.solvers.stopping import StopReason, kept_iterations, progress_stalled
 from asr_hf.solvers.vectors import BLOCK, dot, norm
 
@@ -50,14 +50,14 @@ def test_iterates_are_those_of_the_krylov_spaces() -> None:
 
 def test_quadratic_falls_and_is_the_true_one() -> None:
     matrix, b = system(seed=1)
-    seen: list[tuple[int, float, float]] = []
+    seen: list[Progress] = []
     result = conjugate_gradients(
         operator(matrix),
         torch.from_numpy(b).float(),
         CgOptions(max_iterations=25),
-        monitor=lambda *row: seen.append(row),
+        monitor=seen.append,
     )
-    assert [row[0] for row in seen] == list(range(1, result.iterations + 1))
+    assert [progress.iteration for progress in seen] == list(range(1, result.iterations + 1))
     assert all(later < earlier for earlier, later in zip(result.quadratics, result.quadratics[1:], strict=False))
     for kept in result.iterates:
         x = kept.x.double().numpy()
