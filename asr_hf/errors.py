@@ -20,3 +20,7 @@ class InputError(Exception):
 
 class OptionError(InputError):
     """An option that is unknown or has an impossible value."""
+
+
+class Diverged(InputError):
+    """A run whose loss or gradients are no longer finite: an end of that run, a result of a comparison."""

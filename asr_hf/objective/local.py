@@ -11,7 +11,7 @@ import torch
 
 from asr_hf.curvature.precision import Precision
 from asr_hf.data.plan import Sample
-from asr_hf.errors import InputError
+from asr_hf.errors import Diverged
 from asr_hf.objective.auto_precision import measured_precision
 from asr_hf.objective.evaluator import Evaluator, Share
 from asr_hf.objective.linearisation import LocalLinearisation
@@ -156,7 +156,7 @@ class LocalObjective:
             names = ", ".join(ids[i] for i in sorted(share.bad)[:5]) + (" …" if len(share.bad) > 5 else "")
             self._say(f"not finite, left out of this update: {len(share.bad)} utterances ({names})")
             if len(self._left_out) > self._bad_share * len(ids):
-                raise InputError(
+                raise Diverged(
                     f"{len(self._left_out)} of {len(ids)} training utterances are not finite at the current "
                     f"parameters ({names})",
                     "Check their features with asr-hf validate, or lower the step (optimizer options).",

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from asr_hf.cluster.launch import launched_ranks
-from asr_hf.errors import InputError, OptionError
+from asr_hf.errors import Diverged, InputError, OptionError
 from asr_hf.models.acoustic import AcousticModel
 from asr_hf.models.saved import load_model, log_prior, save_model
 from asr_hf.objective.evaluator import Evaluator
@@ -137,7 +137,7 @@ def _loop(
         if report is not None:
             monitor.row(report)
             if not math.isfinite(report.heldout):
-                raise InputError(
+                raise Diverged(
                     f"the held-out loss is not finite after update {report.update}",
                     "Lower the learning rate or raise the damping.",
                 )
