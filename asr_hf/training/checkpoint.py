@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
@@ -32,7 +33,7 @@ def write_checkpoint(folder: Path, state: State, layout: list[dict[str, Any]], k
     try:
         shutil.rmtree(beside, ignore_errors=True)
         beside.mkdir()
-        save_file({name: tensor.cpu().contiguous() for name, tensor in state.tensors().items()}, beside / TENSORS)
+        save_file(_apart(state.tensors()), beside / TENSORS)
         description = {
             "state": type(state).__name__,
             "scalars": state.scalars(),
@@ -89,6 +90,18 @@ def restore_latest(
     if found:
         raise InputError(f"no checkpoint in {folder} is whole", "Remove the run folder to start anew.")
     return None
+
+
+def _apart(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The tensors on the CPU, contiguous, and none a name for another's memory: what safetensors can write."""
+    apart: dict[str, torch.Tensor] = {}
+    storages: set[int] = set()
+    for name, tensor in tensors.items():
+        held = tensor.cpu().contiguous()
+        storage = held.untyped_storage().data_ptr()
+        apart[name] = held.clone() if storage in storages else held
+        storages.add(storage)
+    return apart
 
 
 def _digest(path: Path) -> str:

@@ -65,6 +65,9 @@ def test_a_run_leaves_rows_a_model_and_says_so(tiny_corpus: Path, tmp_path: Path
         phases = {"gradient", "linearisation", "products", "master", "evaluation", "communication", "total"}
         assert phases <= set(row["seconds"])
         assert sum(row["rank_frames"]) > 0
+        assert row["equivalents"].keys() == {"gradient", "linearisation", "products", "evaluation"}
+        assert row["gradient_equivalents"] == pytest.approx(sum(row["equivalents"].values()))
+        assert row["vectors"] > 0
     assert rows[-1]["heldout"] < rows[0]["heldout"]
     model = load_model(tmp_path / "run")
     assert model.log_posteriors(np.zeros((7, 8), np.float32)).shape == (7, 12)
@@ -109,6 +112,37 @@ def test_resumed_equals_uninterrupted(
     assert same(whole, broken)
     before, after = (read_log(folder / "log.jsonl") for folder in (whole, broken))
     assert [row["heldout"] for row in before] == [row["heldout"] for row in after]
+
+
+def spent(folder: Path) -> float:
+    newest = checkpoint.checkpoints(folder / "checkpoints")[-1]
+    return json.loads((newest / checkpoint.SCALARS).read_text())["scalars"]["spent"]
+
+
+def test_a_run_ends_after_the_update_that_reaches_its_budget(tiny_corpus, tmp_path, monkeypatch) -> None:
+    run(tmp_path / "whole", tiny_corpus, *HF)
+    costs = [row["gradient_equivalents"] for row in read_log(tmp_path / "whole" / "log.jsonl")]
+    assert spent(tmp_path / "whole") == pytest.approx(sum(costs))
+    budget = [*HF, f"training.budget={sum(costs[:3]):.12g}"]
+    with monkeypatch.context() as patch:
+        stop_after(2, patch)
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path / "run", tiny_corpus, *budget)
+    assert "gradient-equivalents is spent" in run(
+        tmp_path / "run", tiny_corpus, *budget
+    )  # what was spent is remembered
+    assert len(read_log(tmp_path / "run" / "log.jsonl")) == 3
+    assert spent(tmp_path / "run") == sum(costs[:3])
+
+
+def test_an_epoch_is_finished_though_its_budget_is_spent_and_pauses_are_not_counted_twice(
+    tiny_corpus, tmp_path
+) -> None:
+    said = run(tmp_path / "run", tiny_corpus, *ADAM, "training.budget=1.5", "training.checkpoint_seconds=1e-9")
+    assert "the budget of 1.5 gradient-equivalents is spent" in said
+    rows = read_log(tmp_path / "run" / "log.jsonl")
+    assert [row["equivalents"]["gradient"] for row in rows] == pytest.approx([1.0, 1.0])
+    assert spent(tmp_path / "run") == pytest.approx(sum(row["gradient_equivalents"] for row in rows))
 
 
 def test_a_killed_run_goes_on(tiny_corpus: Path, tmp_path: Path) -> None:
@@ -201,6 +235,10 @@ def test_a_run_may_start_from_a_model(tiny_corpus, tmp_path) -> None:
     last = read_log(tmp_path / "adam" / "log.jsonl")[-1]["heldout"]
     run(tmp_path / "hf", tiny_corpus, *HF, f"training.init={tmp_path}/adam")
     assert read_log(tmp_path / "hf" / "log.jsonl")[0]["heldout"] < last
+    run(tmp_path / "seeded-3", tiny_corpus, *HF, f"training.init={tmp_path}/adam")
+    run(tmp_path / "next", tiny_corpus, *HF, "training.seed=3", f'training.init="{tmp_path}/seeded-{{seed}}"')
+    first, last = (read_log(tmp_path / name / "log.jsonl") for name in ("next", "seeded-3"))
+    assert first[0]["loss"] < last[0]["loss"]
     with pytest.raises(OptionError, match=r"training\.init"):
         run(tmp_path / "wide", tiny_corpus, *HF, "model.width=13", f"training.init={tmp_path}/adam")
 
