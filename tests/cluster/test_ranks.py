@@ -37,8 +37,8 @@ def test_same_bits_on_any_number_of_ranks(ranks, models, dedicated, alone, tiny_
         working = of_ranks[1:] if dedicated else of_ranks
         assert min(working) > 0
         assert of_ranks[0] == 0 or not dedicated
+    assert found["account"]["vectors"] == alone["account"]["vectors"][:count]  # one process counts what a cluster sends
     assert all(vectors > 0 for vectors in found["account"]["vectors"])
-    assert alone["account"]["vectors"] == [0] * len(alone["account"]["vectors"])  # no traffic on one process
     assert any(alone["account"]["recomputed"])  # the byte budget was exceeded on one process
 
 
