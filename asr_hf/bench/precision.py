@@ -26,7 +26,7 @@ from asr_hf.errors import InputError
 from asr_hf.models.saved import model_name
 from asr_hf.objective.local import LocalObjective
 from asr_hf.objective.objective import Objective
-from asr_hf.optimizers.hf import HessianFree, HfOptions, HfState
+from asr_hf.optimizers.hf import HessianFree, HfOptions
 from asr_hf.optimizers.regulariser import Regulariser
 from asr_hf.options import require
 from asr_hf.solvers.cg import CgResult, Iterate, conjugate_gradients
@@ -143,7 +143,7 @@ class NextUpdate(HessianFree):
         self.gradient, _ = self._evaluate_gradient(objective)
         self.sample = self._sample(objective, "curvature")
 
-    def solve(self, objective: Objective, precision: Precision, iterations: int) -> Solve:
+    def solve_in(self, objective: Objective, precision: Precision, iterations: int) -> Solve:
         """CG on (G + λI)d = −g from zero, to the last iteration."""
         options = replace(
             self.options.cg,
@@ -155,7 +155,7 @@ class NextUpdate(HessianFree):
         seconds: list[float] = []
         with objective.linearize(self.state.theta, self.sample, precision) as lin:
             along_gradient = lin.product(self.gradient).div_(lin.frames)
-            operator = self._damped(lin)
+            operator = self.damped(lin)
 
             def timed_operator(v_N: torch.Tensor) -> torch.Tensor:
                 begin = time.perf_counter()
@@ -163,7 +163,9 @@ class NextUpdate(HessianFree):
                 seconds.append(time.perf_counter() - begin)
                 return product
 
-            result = conjugate_gradients(timed_operator, self.gradient.neg(), options, watch_drift=True, keep=MARKS)
+            result = conjugate_gradients(
+                timed_operator, self.gradient.neg(), options, watch_drift=True, keep=options.kept().union(MARKS)
+            )
         if not result.iterates:
             raise InputError(f"CG in {precision.value} made no step: {result.reason.value}", "Name another run.")
         return Solve(result, along_gradient, lin.frames, median(seconds))
@@ -171,7 +173,7 @@ class NextUpdate(HessianFree):
     def worth(self, objective: Objective, iterates: Sequence[Iterate]) -> list[float]:
         """φ₃₂ of iterates."""
         with objective.linearize(self.state.theta, self.sample, Precision.FP32) as lin:
-            operator = self._damped(lin)
+            operator = self.damped(lin)
             return [0.5 * dot(d.x, operator(d.x)) + dot(self.gradient, d.x) for d in iterates]
 
     def heldout_at(self, objective: Objective, d: torch.Tensor) -> float | None:
@@ -189,7 +191,7 @@ def _measure(name: str, run: Run, settings: PrecisionSettings, say: Say) -> tupl
     solves = {}
     for precision in Precision:
         say(f"{name}, update {state.update}: {settings.iterations} CG iterations in {precision.value}")
-        solves[precision] = optimizer.solve(objective, precision, settings.iterations)
+        solves[precision] = optimizer.solve_in(objective, precision, settings.iterations)
     described = {
         "update": state.update,
         "damping": state.damping,
@@ -215,7 +217,7 @@ def _restored(run: Run, say: Say) -> tuple[NextUpdate, LocalObjective]:
     options = {**run.options, "curvature": replace(run.options["curvature"], precision=AUTO)}
     torch.set_num_threads(options["cluster"].threads)
     _, evaluator = build(options, load_data(options, check=False))
-    optimizer = NextUpdate(options["optimizer"], HfState(torch.empty(0)), options["training"].seed)
+    optimizer = NextUpdate(options["optimizer"], options["optimizer"].begin(torch.empty(0)), options["training"].seed)
     restore_latest(_checkpoints(run), optimizer.state, evaluator.layout.to_json(), say)
     objective = LocalObjective(evaluator, options["training"].bad_share, say)
     if optimizer.state.buffers.numel():

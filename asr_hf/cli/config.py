@@ -33,6 +33,8 @@ SCHEMAS: dict[str, dict[str, str]] = {
     "criterion": {"cross_entropy_options": "asr_hf.criteria.cross_entropy:CrossEntropyOptions"},
     "optimizer": {
         "hf_options": "asr_hf.optimizers.hf:HfOptions",
+        "ng_options": "asr_hf.optimizers.ng:NgOptions",
+        "nghf_options": "asr_hf.optimizers.nghf:NghfOptions",
         "sgd_options": "asr_hf.optimizers.first_order:SgdOptions",
         "adam_options": "asr_hf.optimizers.first_order:AdamOptions",
     },

@@ -14,7 +14,8 @@ class DampingOptions:
         1.0, "λ per frame at the start; about 1-4 from random weights, 0.1 after a first-order epoch"
     )
     drop: float = option(0.5, "factor of λ when ρ > high_rho: the quadratic model is trusted more")
-    boost: float = option(3 / 2, "factor of λ when ρ < low_rho or the update is rejected")
+    boost: float = option(3 / 2, "factor of λ when ρ < low_rho")
+    rejected: float = option(3 / 2, "factor of λ when the update is rejected")
     low_rho: float = option(0.25, "ρ below which λ is raised")
     high_rho: float = option(0.75, "ρ above which λ is lowered")
     smallest: float = option(1e-6, "floor of λ")
@@ -28,7 +29,8 @@ class DampingOptions:
             "must lie in bounds",
         )
         require(0 < self.drop <= 1, "optimizer.damping.drop", self.drop, "must lie in (0, 1]")
-        require(self.boost >= 1, "optimizer.damping.boost", self.boost, "must be at least 1")
+        for name in ("boost", "rejected"):
+            require(getattr(self, name) >= 1, f"optimizer.damping.{name}", getattr(self, name), "must be at least 1")
         require(0 <= self.low_rho < self.high_rho, "optimizer.damping.low_rho", self.low_rho, "must lie below high_rho")
 
     def after(self, damping: float, rho: float | None) -> float:
@@ -43,3 +45,7 @@ class DampingOptions:
         if rho > self.high_rho:
             return max(self.smallest, damping * self.drop)
         return damping
+
+    def after_rejection(self, damping: float) -> float:
+        """λ after an update that was rejected."""
+        return min(self.largest, damping * self.rejected)

@@ -35,3 +35,20 @@ def drawn(
     s = objective.subsampling  # a piece starts where a whole utterance has an output frame
     chunk = -(-piece_frames // s) * s if objective.windowed else objective.chunk
     return Sample("train", "chunks", share, minibatch_frames, True, seed, update, purpose, chunk=chunk, masks=masks)
+
+
+def utterances(
+    objective: Objective, purpose: str, share: float, minibatch_frames: int, seed: int, update: int, masks: int = 0
+) -> Sample:
+    """Whole utterances, drawn anew for every update; models that are trained on chunks see them in chunks.
+
+    With `minibatch_frames` 1 each is a minibatch of its own.
+    """
+    chunk = 0 if objective.windowed else objective.chunk
+    return Sample("train", "utterances", share, minibatch_frames, True, seed, update, purpose, chunk=chunk, masks=masks)
+
+
+def whole_utterances(objective: Objective, minibatch_frames: int, seed: int = 0, masks: int = 0) -> Sample:
+    """Every frame of the training set, minibatches cut between utterances."""
+    chunk = 0 if objective.windowed else objective.chunk
+    return Sample("train", "all", 1.0, minibatch_frames, True, seed, purpose="curvature", chunk=chunk, masks=masks)

@@ -21,13 +21,35 @@ from asr_hf.models.lstm import LstmOptions
 from asr_hf.models.tdnnf import TdnnfOptions
 from asr_hf.objective.objective import Matrix
 from asr_hf.optimizers.first_order import AdamOptions, SgdOptions
+from asr_hf.optimizers.growth import GrowthOptions
 from asr_hf.optimizers.hf import HfOptions
+from asr_hf.optimizers.ng import NgOptions
+from asr_hf.optimizers.nghf import NghfOptions
+from asr_hf.optimizers.preconditioning import PreconditionerOptions
 from asr_hf.optimizers.samples import drawn
 from asr_hf.solvers.cg import CgOptions
 from asr_hf.training.corpus import CorpusOptions
 from asr_hf.training.run import TrainingOptions, build, load_data, open_objective, work
 
 HF = HfOptions(updates=5, curvature_share=0.3, cg=CgOptions(12), minibatch_frames=200, curvature_minibatch_frames=100)
+
+
+SMALL = {"updates": 3, "curvature_share": 0.3, "minibatch_frames": 200, "curvature_minibatch_frames": 100}
+RELATIVES = {
+    "sainath": HfOptions(
+        **SMALL,
+        gradient_share=0.3,
+        cg=CgOptions(12, beta="flexible"),
+        preconditioner=PreconditionerOptions(["jacobi", "lbfgs"], pairs=8),
+        growth=GrowthOptions("geometric"),
+    ),
+    "variance": HfOptions(**SMALL, gradient_share=0.4, growth=GrowthOptions("variance", theta=0.3)),
+    "blocks": HfOptions(**SMALL, blocks=3, preconditioner=PreconditionerOptions(["lbfgs"], pairs=8)),
+    "zhang": HfOptions(**SMALL, blocks=2, accept="always", step=0.5),
+    "ng": NgOptions(**SMALL),
+    "nghf_start": NghfOptions(**SMALL, preconditioner=PreconditionerOptions(["uses"])),
+    "nghf_rhs": NghfOptions(**SMALL, reading="rhs"),
+}
 
 
 def digest(vector: torch.Tensor) -> str:
@@ -94,6 +116,11 @@ def run(options: dict, everything: bool) -> tuple[dict, list]:
     while not hf.state.finished:
         reports.append(hf.step(objective))
     answers["hf"] = [digest(vector) for vector in hf.best()]
+    for name, relative in RELATIVES.items() if everything else ():
+        optimizer = relative.start(theta.clone(), 0)
+        while not optimizer.state.finished:
+            reports.append(optimizer.step(objective))
+        answers[name] = [digest(vector) for vector in optimizer.best()]
     for name, first_order in (("sgd", SgdOptions(epochs=2)), ("adam", AdamOptions(epochs=2))):
         first_order.minibatches_per_step, first_order.minibatch_frames = 3, 64
         optimizer = first_order.start(theta.clone(), 0)

@@ -1,7 +1,7 @@
 """Hessian-free: its pieces against hand-made cases, the whole against a convex problem that scipy solves."""
 
 import math
-from typing import Any
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -24,6 +24,8 @@ from asr_hf.optimizers.line_search import ArmijoOptions, armijo, backtrack
 from asr_hf.optimizers.regulariser import Regulariser
 from asr_hf.optimizers.samples import whole_set
 from asr_hf.solvers.cg import CgOptions, Iterate
+
+Small = Callable[..., tuple[LocalObjective, torch.Tensor]]
 
 
 def kept(losses: list[float]) -> list[Iterate]:
@@ -116,7 +118,7 @@ def test_hf_reaches_the_minimum_that_scipy_finds() -> None:
     assert best == pytest.approx(exact.fun, abs=1e-5)
 
 
-def test_weight_decay_enters_loss_and_gradient_once() -> None:
+def test_weight_decay_enters_loss_and_gradient_once(small_objective: Small) -> None:
     objective, theta = small_objective()
     plain, decayed = (HfOptions(updates=1, weight_decay=w).start(theta.clone(), 0) for w in (0.0, 0.5))
     for optimizer in (plain, decayed):
@@ -127,28 +129,7 @@ def test_weight_decay_enters_loss_and_gradient_once() -> None:
     assert loss_decayed == pytest.approx(loss + 0.25 * float(theta @ theta), rel=1e-6)
 
 
-def small_objective(
-    curvature: CurvatureOptions | None = None, model: Any = None
-) -> tuple[LocalObjective, torch.Tensor]:
-    random = np.random.default_rng(1)
-    means = random.normal(size=(6, 5))
-
-    def utterances(count: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
-        targets = [random.integers(0, 6, size=30).astype(np.int32) for _ in range(count)]
-        return [(means[t] + random.normal(size=(30, 5))).astype(np.float32) for t in targets], targets
-
-    options = model or DnnOptions(hidden_layers=2, width=16, activation="sigmoid", context=1, norm="none")
-    frame_model = options.frame_model
-    sets = {
-        name: TrainingSet([f"{name}{i}" for i in range(count)], *utterances(count), window=frame_model)
-        for name, count in (("train", 30), ("heldout", 5))
-    }
-    model = options.build(5, 6, seed=0)
-    evaluator = Evaluator(model, CrossEntropy(), sets, torch.device("cpu"), curvature)
-    return LocalObjective(evaluator), evaluator.layout.flatten(dict(model.named_parameters())).detach().clone()
-
-
-def test_accepted_updates_lower_the_heldout_loss_and_rejected_ones_leave_theta() -> None:
+def test_accepted_updates_lower_the_heldout_loss_and_rejected_ones_leave_theta(small_objective: Small) -> None:
     objective, theta = small_objective()
     optimizer = HfOptions(updates=25, curvature_share=0.05, stop_rejections=25).start(theta, seed=0)
     optimizer.options.damping.initial = optimizer.state.damping = 1e-4  # too little: some updates must fail
@@ -173,14 +154,14 @@ def test_accepted_updates_lower_the_heldout_loss_and_rejected_ones_leave_theta()
     assert rejected >= 1
 
 
-def test_the_gradient_is_kept_after_a_rejection() -> None:
+def test_the_gradient_is_kept_after_a_rejection(small_objective: Small) -> None:
     objective, theta = small_objective()
     calls: list[int] = []
     evaluate = objective.gradient
 
-    def counted(theta_N: torch.Tensor, sample: object):
+    def counted(*arguments: object, **options: object):
         calls.append(optimizer.state.update)
-        return evaluate(theta_N, sample)
+        return evaluate(*arguments, **options)
 
     objective.gradient = counted
     optimizer = HfOptions(updates=25, curvature_share=0.05, stop_rejections=25).start(theta, seed=0)
@@ -198,7 +179,7 @@ def test_impossible_options_are_refused() -> None:
             HfOptions(**{name: value})
 
 
-def test_products_that_are_too_coarse_give_way_to_fp32_with_the_reason() -> None:
+def test_products_that_are_too_coarse_give_way_to_fp32_with_the_reason(small_objective: Small) -> None:
     results = []
     for precision, tolerance in (("bf16", 1e-9), ("fp32", 0.1)):
         objective, theta = small_objective(CurvatureOptions(precision=precision))
@@ -212,7 +193,7 @@ def test_products_that_are_too_coarse_give_way_to_fp32_with_the_reason() -> None
     assert torch.equal(*results)  # the coarse solve leaves no trace
 
 
-def test_auto_takes_the_fastest_precision_that_is_accurate_enough_and_keeps_it() -> None:
+def test_auto_takes_the_fastest_precision_that_is_accurate_enough_and_keeps_it(small_objective: Small) -> None:
     for tolerance, expected in ((1e-12, ("fp32",)), (0.5, ("fp32", "medium", "bf16"))):
         objective, theta = small_objective(CurvatureOptions(precision="auto", tolerance=tolerance))
         optimizer = HfOptions(updates=2, curvature_share=0.5).start(theta, seed=0)
@@ -224,7 +205,7 @@ def test_auto_takes_the_fastest_precision_that_is_accurate_enough_and_keeps_it()
 
 
 @pytest.mark.parametrize("model", ["dnn", "lstm"])
-def test_statistics_of_normalisations_are_refreshed_between_updates(model: str) -> None:
+def test_statistics_of_normalisations_are_refreshed_between_updates(model: str, small_objective: Small) -> None:
     options = DnnOptions(2, 16, "relu", 1, norm="batch")
     if model == "lstm":
         options = LstmOptions(layers=1, cells=8, norm="batch", chunk=15)
@@ -251,7 +232,7 @@ def test_statistics_of_normalisations_are_refreshed_between_updates(model: str) 
     assert torch.allclose(norm.var.double(), frames.var(0, correction=0), rtol=1e-4, atol=1e-6)
 
 
-def test_the_penalty_of_a_model_enters_loss_gradient_and_products() -> None:
+def test_the_penalty_of_a_model_enters_loss_gradient_and_products(small_objective: Small) -> None:
     objective, theta = small_objective(model=TdnnfOptions(width=8, bottleneck=3, strides=[1], semi_orthogonal=0.5))
     layout, regulariser = objective.layout, Regulariser(objective, theta, 0.25)
     weight = layout.views(theta)[objective.penalty.names[0]].double()

@@ -1,0 +1,113 @@
+"""NGHF: natural gradient and Hessian-free in one direction, by CG twice.
+
+    g ← ∇L(θ) on S_g
+    d ← CG on (F + λ_F I) d = −g                      F the empirical Fisher of utterances: the natural gradient
+    either (reading "rhs")     Δ_1 … Δ_M ← CG on (B + λI) Δ = d·‖g‖/‖d‖     B the criterion's Gauss-Newton matrix
+    or     (reading "start")   Δ_1 … Δ_M ← CG on (B + λI) Δ = −g, started from d
+    Δ ← the Δ_i of lowest held-out loss; reject and raise λ if none is below that of θ
+    λ follows ρ; θ ← θ + αΔ, α by Armijo on S_g
+
+Both systems share one linearisation of one sample of whole utterances. Reading "rhs" is Δ ≈ −B⁻¹F⁻¹g, which has no
+scale of its own: its iterates are scaled to the minimum of φ along them, which costs no product. Reading "start" scales
+d alike.
+Which of the two the paper means is not certain; compare them.
+
+Source: Haider and Woodland (2018), 1810.01873; Haider, Zhang, Kreyssig and Woodland (2021), 2103.07554.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+
+from asr_hf.objective.objective import Linearisation, Objective
+from asr_hf.optimizers.ng import FISHER, NaturalGradient, NgOptions
+from asr_hf.optimizers.second_order import Search
+from asr_hf.options import option, require, require_choice
+from asr_hf.solvers.cg import Progress, conjugate_gradients, view
+from asr_hf.solvers.vectors import dot, norm
+
+
+@dataclass
+class NghfOptions(NgOptions):
+    """Natural gradient combined with Hessian-free (Haider et al. 2021)."""
+
+    reading: str = option("start", "rhs: the HF system with the natural gradient on its right; start: started from it")
+    fisher_iterations: int = option(5, "CG iterations of the natural gradient")
+    fisher_damping: float = option(1.0, "λ_F in units of λ")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_choice("optimizer.reading", self.reading, ("rhs", "start"))
+        require(
+            self.fisher_iterations >= 1, "optimizer.fisher_iterations", self.fisher_iterations, "must be at least 1"
+        )
+        require(self.fisher_damping >= 0, "optimizer.fisher_damping", self.fisher_damping, "must not be negative")
+        require(self.candidates == "each", "optimizer.candidates", self.candidates, "must be each")
+        lbfgs = "lbfgs" in self.preconditioner.kinds
+        name = "optimizer.preconditioner.kinds"
+        require(not lbfgs, name, self.preconditioner.kinds, "cannot hold lbfgs: there are two systems")
+
+    def start(self, theta: torch.Tensor, seed: int) -> "Nghf":
+        return Nghf(self, self.begin(theta), seed)
+
+
+class Nghf(NaturalGradient):
+    """NGHF in the middle of a run."""
+
+    options: NghfOptions
+
+    def view(self) -> str:
+        o = self.options
+        reading = {"rhs": "on the right-hand side of", "start": "as the start of"}[o.reading]
+        return (
+            f"NGHF: natural gradient ({o.fisher_iterations} iterations, λ_F = {o.fisher_damping:g} λ) {reading} the "
+            f"Hessian-free system; {o.view()}\n{view(o.cg)}"
+        )
+
+    def solve(self, objective: Objective, lin: Linearisation, gradient: torch.Tensor, watch_drift: bool) -> Search:
+        """The natural gradient, then the system of Hessian-free with it."""
+        options, state = self.options, self.state
+        (preconditioner,), _ = self.preconditioners(objective)
+        fisher = self.scaled(self.damped(lin, FISHER, options.fisher_damping * state.damping))
+        hessian = self.scaled(self.damped(lin))
+        b = gradient.neg()
+        few = replace(options.cg, max_iterations=options.fisher_iterations)
+        natural = conjugate_gradients(fisher, b, few, watch_drift=watch_drift, keep=(), preconditioner=preconditioner)
+        d = natural.x if natural.iterations else b
+        each = self.each_candidate(objective)
+        if options.reading == "start":
+            d = d * (norm(gradient) / (state.damping * norm(d)))  # as long as a solution can be: CG shortens it to fit
+            result = conjugate_gradients(
+                hessian, b, options.cg, d, each.offer, watch_drift, keep=(), preconditioner=preconditioner
+            )
+        else:
+            d = d * (norm(gradient) / norm(d))
+            at_minimum = AtMinimum(gradient, d, each.offer)
+            result = conjugate_gradients(
+                hessian, d, options.cg, None, at_minimum, watch_drift, keep=(), preconditioner=preconditioner
+            )
+            result.x, result.quadratic = at_minimum.last
+        remark = f"; natural gradient: {natural.iterations} iterations"
+        return Search(result, each.best, remark, natural.iterations)
+
+
+class AtMinimum:
+    """Passes on the iterates Δ of AΔ = d as αΔ, at the minimum of φ(αΔ) = α gᵀΔ + ½α² ΔᵀAΔ, if Δ goes downhill.
+
+    Args:
+        gradient, d: g and the right-hand side (N,).
+        offer: takes the candidates.
+    """
+
+    def __init__(self, gradient: torch.Tensor, d: torch.Tensor, offer: Callable[[Progress], None]) -> None:
+        self._gradient, self._d, self._offer = gradient, d, offer
+        self.last = (torch.zeros_like(d), 0.0)
+
+    def __call__(self, progress: Progress) -> None:
+        slope = dot(self._gradient, progress.x)
+        curvature = 2 * (progress.quadratic + dot(self._d, progress.x))  # CG's own quadratic is ½ΔᵀAΔ − dᵀΔ
+        if slope < 0 < curvature:
+            alpha = -slope / curvature
+            self.last = alpha * progress.x, 0.5 * alpha * slope
+            self._offer(replace(progress, x=self.last[0], quadratic=self.last[1]))

@@ -1,0 +1,473 @@
+"""The update that Hessian-free, natural gradient and their relatives share; each brings the systems that it solves.
+
+Symbols, with losses, gradients and products per frame (sums divided by their frames, once):
+    θ (N,)           parameters
+    S_g, S_c, S_h    gradient sample, curvature sample, held-out set
+    g (N,)           ∇L(θ) on S_g
+    A = JᵀMJ + λI    on S_c, known by its products; λ the damping per frame; M the criterion's, chosen by the method
+    R(θ)             terms in θ alone: weight decay and the model's penalty, part of L, g and A
+    φ(d)             gᵀd + ½ dᵀA d; A of the method's last system
+    q(d)             φ(d) − ½λ‖d‖², the undamped model in ρ = (L(θ+d) − L(θ)) / q(d), L on S_g
+Source: Kingsbury, Sainath and Soltau (2012), algorithm 1; Martens (2010). That ρ comes from training data, and that
+curvature samples of frame models are drawn by frames rather than utterances, are our choices.
+"""
+
+import math
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from asr_hf.curvature.precision import Precision
+from asr_hf.data.plan import Sample
+from asr_hf.objective.objective import Account, Linearisation, Matrix, Objective
+from asr_hf.optimizers.blocks import Blocks
+from asr_hf.optimizers.damping import DampingOptions
+from asr_hf.optimizers.growth import GrowthOptions, variance_share
+from asr_hf.optimizers.line_search import ArmijoOptions, armijo, backtrack
+from asr_hf.optimizers.optimizer import State, StepReport
+from asr_hf.optimizers.preconditioning import (
+    PairMemory,
+    PreconditionerOptions,
+    diagonal_of,
+    new_store,
+    preconditioners,
+)
+from asr_hf.optimizers.regulariser import Regulariser
+from asr_hf.optimizers.samples import drawn, utterances, whole_set
+from asr_hf.options import option, require, require_choice
+from asr_hf.solvers.cg import CgOptions, CgResult, Iterate, Operator, Progress
+from asr_hf.solvers.pairs import PairStore
+from asr_hf.solvers.preconditioners import Preconditioner
+from asr_hf.solvers.stopping import StopReason
+from asr_hf.solvers.vectors import dot, norm
+
+NEGLIGIBLE = 1e-7  # a predicted change of the loss below this (nats a frame) says nothing about the model
+
+
+@dataclass
+class SecondOrderOptions:
+    """What second-order methods share."""
+
+    updates: int = option(15, "number of updates, rejected ones included")
+    gradient_share: float = option(1.0, "share of the training frames in the (first) gradient sample")
+    curvature_share: float = option(
+        0.03, "share of the training frames in the (first) curvature sample, drawn anew per update"
+    )
+    minibatch_frames: int = option(2048, "frames per minibatch of gradient and loss")
+    curvature_minibatch_frames: int = option(1024, "frames per minibatch of curvature products")
+    piece_frames: int = option(50, "frames of the pieces in drawn samples of models that may be cut anywhere (TDNN)")
+    structural: float = option(0.0, "μ of structural damping λμ on the hidden states of curvature.states")
+    weight_decay: float = option(0.0, "ω of the penalty ½ω‖θ‖² per frame")
+    candidates: str = option(
+        "backtrack", "backtrack: from the last kept iterate down; each: every kept one as it appears, the best retained"
+    )
+    accept: str = option(
+        "heldout", "heldout: candidates, Armijo, rejection; always: the last iterate times step, fixed λ (Zhang 2017)"
+    )
+    step: float = option(1.0, "η: factor of the direction with accept=always")
+    warm_start: float = option(0.0, "β: CG starts from β times the last CG iterate of the update before; 0: from zero")
+    stop_rejections: int = option(5, "rejections in a row after which the run is finished")
+    cg: CgOptions = field(default_factory=CgOptions, metadata={"help": "conjugate gradients"})
+    preconditioner: PreconditionerOptions = field(
+        default_factory=PreconditionerOptions, metadata={"help": "preconditioner of CG"}
+    )
+    growth: GrowthOptions = field(default_factory=GrowthOptions, metadata={"help": "growth of the samples"})
+    damping: DampingOptions = field(default_factory=DampingOptions, metadata={"help": "Levenberg-Marquardt damping"})
+    armijo: ArmijoOptions = field(default_factory=ArmijoOptions, metadata={"help": "Armijo's backtracking"})
+
+    def __post_init__(self) -> None:
+        require(self.updates >= 1, "optimizer.updates", self.updates, "must be at least 1")
+        for name in ("gradient_share", "curvature_share"):
+            require(0 < getattr(self, name) <= 1, f"optimizer.{name}", getattr(self, name), "must lie in (0, 1]")
+        for name in ("minibatch_frames", "curvature_minibatch_frames", "stop_rejections", "piece_frames"):
+            require(getattr(self, name) >= 1, f"optimizer.{name}", getattr(self, name), "must be at least 1")
+        for name in ("weight_decay", "structural"):
+            require(getattr(self, name) >= 0, f"optimizer.{name}", getattr(self, name), "must not be negative")
+        require_choice("optimizer.candidates", self.candidates, ("backtrack", "each"))
+        require_choice("optimizer.accept", self.accept, ("heldout", "always"))
+        require(self.step > 0, "optimizer.step", self.step, "must be positive")
+        require(0 <= self.warm_start < 1, "optimizer.warm_start", self.warm_start, "must lie in [0, 1)")
+        flexible = self.cg.beta == "flexible"
+        require(
+            flexible or not self.preconditioner.inside,
+            "optimizer.preconditioner.inside",
+            self.preconditioner.inside,
+            "needs optimizer.cg.beta=flexible",
+        )
+
+    def view(self) -> str:
+        """What all methods say of themselves."""
+        growth = f", {self.growth.schedule} growth" if self.growth.schedule != "constant" else ""
+        candidates = self.candidates if self.accept == "heldout" else f"none, step {self.step:g}"
+        return (
+            f"{self.updates} updates; gradient on {self.gradient_share:.0%}, curvature on {self.curvature_share:.1%} "
+            f"of the frames{growth}; λ₀ {self.damping.initial:g} "
+            f"(×{self.damping.drop:.3g} / ×{self.damping.boost:.3g}); candidates {candidates}; preconditioner {self.preconditioner.view()}; warm start {self.warm_start:g}"
+        )
+
+    def begin(self, theta: torch.Tensor) -> "SecondOrderState":
+        """The state at the start of a run."""
+        gradient, curvature, damping = self.gradient_share, self.curvature_share, self.damping.initial
+        return SecondOrderState(theta, damping=damping, gradient_share=gradient, curvature_share=curvature)
+
+
+@dataclass
+class SecondOrderState(State):
+    """What a second-order method remembers.
+
+    Attributes:
+        damping: λ per frame.
+        direction: last CG iterate d_N (N,), the next warm start; empty: none.
+        gradient_update: update whose gradient sample is in use; a rejection keeps it, since θ has not moved.
+        gradient_share, curvature_share: of the samples in use.
+        heldout: loss per frame of θ on the held-out set (NaN: not yet known).
+        rejections: rejected updates in a row.
+        precision: of the curvature products, decided at the first update; empty: not yet.
+        pairs_s, pairs_y, pairs_damping: curvature pairs (m, N) and λ of their A as a checkpoint gave them; within a run
+            `memory` holds them instead.
+    """
+
+    damping: float = 1.0
+    direction: torch.Tensor = field(default_factory=lambda: torch.empty(0))
+    gradient_update: int = 1
+    gradient_share: float = 1.0
+    curvature_share: float = 1.0
+    heldout: float = math.nan
+    rejections: int = 0
+    precision: str = ""
+    pairs_s: torch.Tensor = field(default_factory=lambda: torch.empty(0))
+    pairs_y: torch.Tensor = field(default_factory=lambda: torch.empty(0))
+    pairs_damping: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.memory: PairMemory | None = None
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        tensors = super().tensors()
+        if self.memory is not None:
+            tensors["pairs_s"], tensors["pairs_y"] = self.memory.vectors()
+        return tensors
+
+    def scalars(self) -> dict[str, object]:
+        scalars = super().scalars()
+        if self.memory is not None:
+            scalars["pairs_damping"] = self.memory.damping
+        return scalars
+
+
+@dataclass
+class Search:
+    """What the systems of an update gave.
+
+    Attributes:
+        result: of the last solve; the quadratic of its iterates is φ.
+        best: with candidates=each the iterate of lowest held-out loss, and that loss; else None.
+        remark: for the log.
+        inner_iterations: CG iterations of systems before the last.
+    """
+
+    result: CgResult
+    best: tuple[Iterate, float] | None = None
+    remark: str = ""
+    inner_iterations: int = 0
+
+
+class EachAsItAppears:
+    """Candidates evaluated on held-out data as they appear; the best is retained.
+
+    Args:
+        heldout: d ↦ held-out loss at θ + d.
+    """
+
+    def __init__(self, heldout: Callable[[torch.Tensor], float]) -> None:
+        self._heldout = heldout
+        self.best: tuple[Iterate, float] | None = None
+
+    def offer(self, progress: Progress) -> None:
+        loss = self._heldout(progress.x)
+        if self.best is None or loss < self.best[1]:
+            self.best = Iterate(progress.x.clone(), progress.iteration, progress.quadratic), loss
+
+
+class SecondOrder(ABC):
+    """A second-order method in the middle of a run; subclasses solve its systems.
+
+    Args:
+        options, state, seed: as configured; the seed draws the samples.
+    """
+
+    options: SecondOrderOptions
+
+    def __init__(self, options: SecondOrderOptions, state: SecondOrderState, seed: int) -> None:
+        self.options, self.state, self.seed = options, state, seed
+        self._gradient: torch.Tensor | None = None  # g per frame at θ (N,); a resumed run computes the same again
+        self._loss_at_theta = math.nan
+        self._wanted_share = 1.0  # what the variance test asks of the next gradient sample
+        self._mean_square: torch.Tensor | None = None  # of utterances' gradients at θ (N,), for Jacobi
+        self._regulariser: Regulariser
+        self._blocks: Blocks
+
+    @abstractmethod
+    def view(self) -> str:
+        """The method as configured, in a few lines."""
+
+    @abstractmethod
+    def solve(self, objective: Objective, lin: Linearisation, gradient: torch.Tensor, watch_drift: bool) -> Search:
+        """Solve the method's systems on an open linearisation, for a direction d with φ(d) < 0."""
+
+    def blocks(self, objective: Objective) -> Blocks:
+        """The partition of θ: one block, unless the method says otherwise."""
+        return Blocks(objective.layout)
+
+    def best(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """What to keep when the run is over."""
+        return self.state.theta, self.state.buffers
+
+    def step(self, objective: Objective) -> StepReport:
+        """One update: gradient, direction, candidates on held-out data, ρ and λ, the step along the gradient sample."""
+        begin, state, options = time.perf_counter(), self.state, self.options
+        objective.account = Account()
+        state.update += 1
+        if math.isnan(state.heldout):
+            self._take_stock(objective)
+        if self._gradient is None:
+            objective.begin_update()
+            self._blocks = self.blocks(objective)
+            self._regulariser = Regulariser(objective, state.theta, options.weight_decay)
+            self._gradient, self._loss_at_theta = self._evaluate_gradient(objective)
+        gradient = self._gradient
+        report = StepReport(
+            state.update, False, self._loss_at_theta, state.heldout, norm(gradient), 0.0, damping=state.damping
+        )
+        search = self._search(objective, gradient, report)
+        solution = search.result
+        if options.accept == "always":
+            self._move_always(objective, solution, report)
+        else:
+            self._choose(objective, gradient, search, report)
+        report.note += search.remark
+        self._conclude(objective, solution, report)
+        report.add_account(objective.account, time.perf_counter() - begin)
+        return report
+
+    def _choose(self, objective: Objective, gradient: torch.Tensor, search: Search, report: StepReport) -> None:
+        """The candidate of lowest held-out loss; nothing moves unless it is below that of θ."""
+        state, iterates, best = self.state, search.result.iterates, search.best
+        if self.options.candidates == "backtrack" and iterates:
+            best = backtrack(iterates, lambda d: self._heldout(objective, state.theta + d.x), state.heldout)
+        if best is None:
+            report.note = f"rejected: {search.result.reason.value}"
+        elif best[1] < state.heldout:
+            self._try(objective, gradient, *best, report)
+        else:
+            report.note = "rejected: no CG iterate lowers the held-out loss"
+
+    def _try(
+        self, objective: Objective, gradient: torch.Tensor, chosen: Iterate, heldout: float, report: StepReport
+    ) -> None:
+        """ρ and Armijo along the chosen iterate; θ moves and λ follows ρ unless Armijo or held-out loss forbid it."""
+        state, d, current = self.state, chosen.x, self._loss_at_theta
+        loss_at_d = self._loss(objective, state.theta + d)
+        slope = dot(gradient, d)
+        predicted = chosen.quadratic - 0.5 * state.damping * dot(d, d)  # q(d) = φ(d) − ½λ‖d‖²
+        report.rho = (loss_at_d - current) / predicted if predicted < -NEGLIGIBLE else None
+        found = armijo(
+            lambda alpha: self._loss(objective, state.theta + alpha * d), current, slope, loss_at_d, self.options.armijo
+        )
+        if found is None:
+            report.note = "rejected: no step along the chosen iterate lowers the training loss (Armijo)"
+            return
+        alpha, _ = found
+        moved = state.theta + alpha * d
+        if alpha != 1.0:
+            heldout = self._heldout(objective, moved)
+            if heldout >= state.heldout:
+                report.note = "rejected: Armijo's shorter step does not lower the held-out loss"
+                return
+        state.theta, state.heldout = moved, heldout
+        state.damping = self.options.damping.after(state.damping, report.rho)
+        report.accepted, report.step, report.heldout = True, alpha, heldout
+        report.note = f"iterate {chosen.iteration} of {report.cg_iterations}"
+
+    def _move_always(self, objective: Objective, solution: CgResult, report: StepReport) -> None:
+        """θ + ηd with the last iterate, whatever the loss does."""
+        state, step = self.state, self.options.step
+        if not solution.iterations:
+            report.note = f"rejected: {solution.reason.value}"
+            return
+        state.theta = state.theta + step * solution.x
+        state.heldout = self._heldout(objective, state.theta)
+        report.accepted, report.step, report.heldout = True, step, state.heldout
+        report.note = f"iterate {solution.iterations}, not tested"
+
+    def _conclude(self, objective: Objective, solution: CgResult, report: StepReport) -> None:
+        """What the next update starts from, and whether there is one."""
+        state, options = self.state, self.options
+        if report.accepted:
+            if objective.normalisations:
+                self._take_stock(objective)
+                report.heldout = state.heldout
+            state.rejections = 0
+            state.direction = solution.x if options.warm_start else torch.empty(0)
+        else:
+            state.rejections += 1
+            state.direction = torch.empty(0)
+            state.damping = options.damping.after_rejection(state.damping)
+        shares = options.growth.after(state.gradient_share, state.curvature_share, self._wanted_share)
+        if report.accepted or shares[0] != state.gradient_share:  # a larger sample may see what this one did not
+            state.gradient_update, self._gradient, self._mean_square = state.update + 1, None, None
+        state.gradient_share, state.curvature_share = shares
+        if state.update >= options.updates:
+            state.finished = f"all {options.updates} updates are done"
+        elif state.rejections >= options.stop_rejections:
+            state.finished = f"{state.rejections} updates in a row were rejected"
+
+    def _search(self, objective: Objective, gradient: torch.Tensor, report: StepReport) -> Search:
+        """The method's systems in the run's precision, or from then on in fp32 if that is found too coarse."""
+        state, remark = self.state, ""
+        sample = self._sample(objective, "curvature")
+        if not state.precision:
+            precision, why = objective.choose_precision(state.theta, sample)
+            state.precision, remark = precision.value, f"; {why}"
+        self._prepare_preconditioner(objective)
+        search = self._solve_in(Precision(state.precision), objective, sample, gradient, report)
+        solution = search.result
+        if solution.reason is StopReason.DRIFT:
+            remark += (
+                f"; curvature products in {state.precision} gave way to fp32: the true residual had parted from "
+                f"CG's recursion by {solution.drift:.2g} of the gradient after {solution.iterations} iterations"
+            )
+            state.precision = Precision.FP32.value
+            search = self._solve_in(Precision.FP32, objective, sample, gradient, report)
+        search.remark += remark
+        report.precision = state.precision
+        report.cg_iterations = search.result.iterations + search.inner_iterations
+        report.cg_stop = search.result.reason.name
+        return search
+
+    def _solve_in(
+        self, precision: Precision, objective: Objective, sample: Sample, gradient: torch.Tensor, report: StepReport
+    ) -> Search:
+        account = objective.account
+        with objective.linearize(self.state.theta, sample, precision) as lin:
+            begin, before = time.perf_counter(), _on_ranks(account)
+            search = self.solve(objective, lin, gradient, precision is not Precision.FP32)
+            own = time.perf_counter() - begin - (_on_ranks(account) - before)
+        report.master_per_iteration = own / max(1, search.result.iterations + search.inner_iterations)
+        return search
+
+    # The pieces that the systems of the methods are made of.
+
+    def damped(self, lin: Linearisation, matrix: str = "gauss_newton", damping: float | None = None) -> Operator:
+        """v ↦ (JᵀMJ + λI)v per frame."""
+        return lambda v_N: self.damped_blocks(lin, (), matrix, damping)(v_N)
+
+    def damped_blocks(
+        self,
+        lin: Linearisation,
+        groups: tuple[tuple[str, ...], ...],
+        matrix: str = "gauss_newton",
+        damping: float | None = None,
+    ) -> Operator:
+        """v ↦ (JᵀMJ + λI)v per frame with the diagonal blocks of `groups` (none: the whole matrix)."""
+        lam = self.state.damping if damping is None else damping
+        which = Matrix(matrix, lam * self.options.structural, groups)
+
+        def product(v_N: torch.Tensor) -> torch.Tensor:
+            gv_N = self._regulariser.add_product(lin.product(v_N, which).div_(lin.frames), v_N)
+            return gv_N.add_(v_N, alpha=lam)
+
+        return product
+
+    def warm_start(self) -> torch.Tensor | None:
+        """β·d_N of the update before, where there is one."""
+        state, beta = self.state, self.options.warm_start
+        return state.direction * beta if state.direction.numel() and beta else None
+
+    def each_candidate(self, objective: Objective) -> EachAsItAppears:
+        """Evaluates candidates d at θ + d on the held-out set."""
+        return EachAsItAppears(lambda d: self._heldout(objective, self.state.theta + d))
+
+    def _prepare_preconditioner(self, objective: Objective) -> None:
+        """Pairs of A at the λ of this update, and the squared gradients that Jacobi asks for."""
+        state, kinds = self.state, self.options.preconditioner.kinds
+        if "jacobi" in kinds and self._mean_square is None:
+            share = self.options.preconditioner.jacobi_share
+            sample = utterances(
+                objective, "gradient", share, 1, self.seed, state.gradient_update, state.gradient_update
+            )
+            answer = objective.squared_gradients(state.theta, sample)
+            assert answer.squares is not None
+            self._mean_square = answer.squares.div_(answer.frames)
+        if "lbfgs" not in kinds:
+            return
+        with objective.account.measure("preconditioner"):
+            if state.memory is None:
+                state.memory = PairMemory(self._blocks, lambda: new_store(self.options.preconditioner))
+                state.memory.restore(state.pairs_s, state.pairs_y, state.pairs_damping)
+                state.pairs_s = state.pairs_y = torch.empty(0)
+            state.memory.at(state.damping)
+
+    def preconditioners(self, objective: Objective) -> tuple[list[Preconditioner | None], list[PairStore | None]]:
+        """P of each block, and where CG is to put its pairs."""
+        options, memory, count = self.options.preconditioner, self.state.memory, len(self._blocks)
+        damping = self.state.damping + self.options.weight_decay
+        diagonal_N = diagonal_of(options, objective.layout, self._mean_square, damping)
+        if memory is None:
+            return preconditioners(options, self._blocks, diagonal_N, [None] * count, objective.account), [None] * count
+        made = preconditioners(options, self._blocks, diagonal_N, memory.stores, objective.account)
+        return made, list(memory.stores if options.inside else memory.fresh())
+
+    def keep_pairs(self, collected: Sequence[PairStore | None]) -> None:
+        """The pairs of this solve take the place of the ones before."""
+        memory = self.state.memory
+        stores = [store for store in collected if store is not None]
+        if memory is not None and stores:
+            memory.stores, memory.damping = stores, self.state.damping
+
+    # Samples and what is evaluated on them.
+
+    def _take_stock(self, objective: Objective) -> None:
+        """Held-out loss of θ; before it, where the model has normalisations, their statistics at θ."""
+        state = self.state
+        if objective.normalisations:
+            state.buffers = objective.statistics(state.theta, self._sample(objective, "gradient"))
+            objective.set_buffers(state.buffers)
+        state.heldout = self._heldout(objective, state.theta)
+
+    def _evaluate_gradient(self, objective: Objective) -> tuple[torch.Tensor, float]:
+        """g and L per frame at θ on the gradient sample, R included; with it what the variance test asks for."""
+        state, growth = self.state, self.options.growth
+        sample = self._sample(objective, "gradient")
+        answer = objective.gradient(state.theta, sample, squares=growth.schedule == "variance")
+        gradient = answer.vector.div_(answer.frames)
+        if answer.squares is not None:
+            count, share = objective.minibatches(sample), state.gradient_share
+            self._wanted_share = variance_share(gradient, answer.squares, answer.frames, count, share, growth.theta)
+        gradient = self._regulariser.add_gradient(gradient)
+        return gradient, answer.value / answer.frames + self._regulariser.value(state.theta)
+
+    def _loss(self, objective: Objective, theta: torch.Tensor) -> float:
+        return objective.loss(theta, self._sample(objective, "gradient")).mean + self._regulariser.value(theta)
+
+    def _heldout(self, objective: Objective, theta: torch.Tensor) -> float:
+        return objective.loss(theta, whole_set(objective, "heldout", self.options.minibatch_frames)).mean
+
+    def _sample(self, objective: Objective, purpose: str) -> Sample:
+        """The gradient sample in use, or the curvature sample of this update; both with the same dropout masks."""
+        options, state = self.options, self.state
+        masks = state.gradient_update
+        share, minibatch_frames, update = state.gradient_share, options.minibatch_frames, state.gradient_update
+        if purpose == "curvature":
+            share, minibatch_frames, update = state.curvature_share, options.curvature_minibatch_frames, state.update
+        if share == 1.0:
+            return whole_set(objective, "train", minibatch_frames, self.seed, masks)
+        return drawn(objective, purpose, share, minibatch_frames, self.seed, update, options.piece_frames, masks)
+
+
+def _on_ranks(account: Account) -> float:
+    """Seconds that were not the master's own."""
+    return sum(seconds for phase, seconds in account.seconds.items() if phase != "preconditioner")
