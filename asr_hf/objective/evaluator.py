@@ -137,17 +137,10 @@ class Evaluator:
                 outputs = self._outputs(parameters, self._inputs(sample, batch))
             at_outputs = self.criterion.linearize({name: y.detach() for name, y in outputs.items()}, batch)
             if self._enter(share, index, batch, at_outputs.value_B):
-                names = list(at_outputs.gradient)
-                pulled = torch.autograd.grad(
-                    [outputs[n] for n in names],
-                    list(parameters.values()),
-                    [at_outputs.gradient[n] for n in names],
-                    materialize_grads=True,
-                )
-                for name, gradient in zip(parameters, pulled, strict=True):
+                for name, gradient in _pulled_back(at_outputs.gradient, outputs, parameters):
                     sums[name] += gradient
                     if squares:
-                        sums_of_squares[name] += gradient.double().square()
+                        sums_of_squares[name] += gradient.double().square_()
         return share
 
     def linearize(
@@ -314,6 +307,15 @@ class Evaluator:
             return True
         share.bad.update(batch.utterance_B[~finite_B].tolist())
         return False
+
+
+def _pulled_back(
+    cotangent: Outputs, outputs: Outputs, parameters: Mapping[str, torch.Tensor]
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """(name, Jᵀ·cotangent) of every parameter, none of them held longer than the caller does."""
+    ends = [outputs[name] for name in cotangent]
+    found = torch.autograd.grad(ends, list(parameters.values()), list(cotangent.values()), materialize_grads=True)
+    return zip(parameters, found, strict=True)
 
 
 def _part(kept: Part | None, index: int, anew: Callable[[int], Part]) -> Part:
