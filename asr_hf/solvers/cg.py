@@ -257,9 +257,9 @@ def cg_steps(
         if not (math.isfinite(rr) and math.isfinite(quadratic)):
             result.reason = StopReason.NON_FINITE
             break
+        result.x, result.quadratic, result.iterations = x, quadratic, i
         directions.taken(alpha, ap, curvature, collect)
         del p, ap
-        result.x, result.quadratic, result.iterations = x, quadratic, i
         result.residuals.append(math.sqrt(rr))
         result.quadratics.append(quadratic)
         if i in keep:

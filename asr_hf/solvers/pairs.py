@@ -14,7 +14,7 @@ import torch
 from asr_hf.solvers.vectors import BLOCK, dot, norm
 
 ROUND_OFF = 1e-12  # sᵀy below this share of ‖s‖‖y‖ is round-off
-TILE = 1024  # elements of every vector that are in float64 at once; divides BLOCK
+TILE = 4096  # elements of every vector that are in float64 at once; divides BLOCK
 
 
 class PairStore(Protocol):
@@ -120,7 +120,7 @@ class Pairs:
         of_s, of_y = coefficients.to(self._s.device).view(2, self.count)
         combined = self._s.new_empty(self._s.shape[1], dtype=torch.promote_types(self.dtype, torch.float32))
         for tile in self._tiles():
-            s, y = self._rows(tile)
+            s, y = self._tile(tile)
             combined[tile] = of_s @ s + _divided(of_y @ y, d_N, tile)
         return combined
 
@@ -128,7 +128,7 @@ class Pairs:
         """The share of every block of elements in `gram`: (blocks, 2m, m − first) float64."""
         blocks = self._zeros(2 * self.count, self.count - first)
         for tile in self._tiles():
-            s, y = self._rows(tile)
+            s, y = self._tile(tile)
             blocks[tile.start // BLOCK] += torch.cat([s, _divided(y, d_N, tile)]) @ y[first:].T
         return blocks
 
@@ -136,15 +136,13 @@ class Pairs:
         """The share of every block of elements in `along`: (blocks, 2m) float64."""
         blocks = self._zeros(2 * self.count)
         for tile in self._tiles():
-            s, y = self._rows(tile)
+            s, y = self._tile(tile)
             r = r_N[tile].double()
             blocks[tile.start // BLOCK] += torch.cat([s @ r, y @ _divided(r, d_N, tile)])
         return blocks
 
     def vectors(self) -> tuple[torch.Tensor, torch.Tensor]:
-        if self._order == list(range(self.count)):
-            return self._s[: self.count], self._y[: self.count]
-        return self._s[self._order], self._y[self._order]
+        return self._s[self._rows], self._y[self._rows]
 
     def restore(self, s_mN: torch.Tensor, y_mN: torch.Tensor) -> None:
         if len(s_mN) > self.limit:
@@ -157,9 +155,14 @@ class Pairs:
         size = self._s.shape[1]
         return (slice(start, min(start + TILE, size)) for start in range(0, size, TILE))
 
-    def _rows(self, tile: slice) -> tuple[torch.Tensor, torch.Tensor]:
+    @property
+    def _rows(self) -> slice | list[int]:
+        """Rows, oldest first: a slice where they lie in order, which is a view."""
+        return slice(self.count) if self._order == list(range(self.count)) else self._order
+
+    def _tile(self, tile: slice) -> tuple[torch.Tensor, torch.Tensor]:
         """S and Y (m, tile) of a tile in float64, oldest first."""
-        return self._s[self._order, tile].double(), self._y[self._order, tile].double()
+        return self._s[self._rows, tile].double(), self._y[self._rows, tile].double()
 
     def _zeros(self, *shape: int) -> torch.Tensor:
         """Zeros (blocks, *shape) in float64."""

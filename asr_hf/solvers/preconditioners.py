@@ -127,9 +127,9 @@ class Lbfgs:
         return z_N.addcdiv_(r_N, self._d_N, value=self._gamma)
 
     def view(self) -> str:
-        diagonal = "" if self._diagonal is None else f" on {self._diagonal.view()}"
+        diagonal = "" if self._diagonal is None else f", on {self._diagonal.view()}"
         inside = ", pairs of the same solve included" if self._inside else ""
-        return f"L-BFGS of {len(self._usable)} pairs, γ of the {self._rule}{inside}{diagonal}"
+        return f"L-BFGS of {len(self._usable)} pairs, γ: {self._rule}{inside}{diagonal}"
 
     def _coefficients(self, sr: torch.Tensor, yr: torch.Tensor) -> torch.Tensor:
         """What the two-loop recursion gives s_1 … s_m and D⁻¹y_1 … D⁻¹y_m, from Sᵀr (m,) and YᵀD⁻¹r (m,): (2, m).

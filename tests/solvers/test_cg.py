@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from asr_hf.errors import OptionError
-from asr_hf.solvers.cg import CgOptions, Progress, conjugate_gradients, scaled_warm_start
+from asr_hf.solvers.cg import CgOptions, Progress, conjugate_gradients, scaled_directions, scaled_warm_start, view
 from asr_hf.solvers.stopping import StopReason, kept_iterations, progress_stalled
 from asr_hf.solvers.vectors import BLOCK, dot, norm
 
@@ -137,9 +137,10 @@ def test_dot_accumulates_in_float64() -> None:
     assert norm(torch.ones(size)) == pytest.approx(size**0.5, rel=1e-15)
 
 
-def test_impossible_options_are_refused() -> None:
-    with pytest.raises(OptionError, match="max_iterations"):
-        CgOptions(max_iterations=0)
+@pytest.mark.parametrize(("name", "value"), [("max_iterations", 0), ("beta", "stiff"), ("truncation", 0)])
+def test_impossible_options_are_refused(name: str, value: object) -> None:
+    with pytest.raises(OptionError, match=f"optimizer.cg.{name}"):
+        CgOptions(**{name: value})
 
 
 def test_imprecise_products_are_found_out_by_the_true_residual() -> None:
@@ -160,3 +161,105 @@ def test_imprecise_products_are_found_out_by_the_true_residual() -> None:
     good = conjugate_gradients(exact, right_side, options, watch_drift=True)
     assert good.reason is StopReason.ITERATIONS
     assert good.drift <= 1e-5
+
+
+def test_the_true_residual_is_there_when_it_was_computed() -> None:
+    matrix, b = system(seed=3)
+    seen: list[Progress] = []
+    options = CgOptions(max_iterations=12, progress_tolerance=0.0, drift_every=4)
+    conjugate_gradients(operator(matrix), torch.from_numpy(b).float(), options, monitor=seen.append, watch_drift=True)
+    assert [progress.iteration for progress in seen if progress.true_residual is not None] == [4, 8, 12]
+    for progress in seen:
+        residual = np.linalg.norm(b - matrix @ progress.x.double().numpy())
+        assert progress.residual == pytest.approx(residual, rel=1e-3)
+        assert progress.true_residual in (None, pytest.approx(residual, rel=1e-4))
+
+
+def test_iterates_are_kept_as_asked_and_the_last_always() -> None:
+    matrix, b = system(seed=3)
+    options = CgOptions(max_iterations=12, progress_tolerance=0.0, first_kept=5)
+    seen: list[Progress] = []
+    for keep, kept in ((None, [5, 7, 9, 11, 12]), ((), [12]), ({2, 3}, [2, 3, 12])):
+        seen.clear()
+        result = conjugate_gradients(
+            operator(matrix), torch.from_numpy(b).float(), options, monitor=seen.append, keep=keep
+        )
+        assert [iterate.iteration for iterate in result.iterates] == kept
+        assert result.iterates[-1].x is result.x
+        for iterate in result.iterates:
+            assert torch.equal(iterate.x, seen[iterate.iteration - 1].x)
+
+
+def test_float64_stays_float64() -> None:
+    matrix, b = system(seed=7)
+    dense = torch.from_numpy(matrix)
+    options = CgOptions(max_iterations=200, progress_tolerance=0.0, residual_tolerance=1e-13)
+    result = conjugate_gradients(lambda v: dense @ v, torch.from_numpy(b), options)
+    assert result.x.dtype == torch.float64
+    np.testing.assert_allclose(result.x.numpy(), np.linalg.solve(matrix, b), rtol=0, atol=1e-11)
+
+
+@pytest.mark.parametrize("beta", ["standard", "flexible"])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_bad_product_leaves_the_iterate_before_it(beta: str, bad: float) -> None:
+    matrix, b = system(seed=8)
+    right_side, exact, calls = torch.from_numpy(b).float(), operator(matrix), [0]
+
+    def fourth_is_bad(v: torch.Tensor) -> torch.Tensor:
+        calls[0] += 1
+        return exact(v).index_fill_(0, torch.tensor([7]), bad) if calls[0] == 4 else exact(v)
+
+    result = conjugate_gradients(fourth_is_bad, right_side, CgOptions(progress_tolerance=0.0, beta=beta))
+    before = conjugate_gradients(exact, right_side, CgOptions(3, progress_tolerance=0.0, beta=beta))
+    assert result.reason is StopReason.NON_FINITE
+    assert result.iterations == 3
+    assert torch.equal(result.x, before.x)
+    assert result.iterates[-1].x is result.x
+
+
+def test_what_is_not_finite_elsewhere_stops_the_solve() -> None:
+    matrix, b = system(seed=8)
+    right_side, exact = torch.from_numpy(b).float(), operator(matrix)
+    nan, first = torch.full_like(right_side, float("nan")), torch.tensor([0])
+    for product, b_N, start in (
+        (exact, nan, None),  # ‖b‖
+        (exact, right_side, nan),  # the warm start
+        (lambda v: exact(v) * float("nan"), right_side, right_side),  # its product
+        (lambda v: v * 1e-30, right_side * 1e20, None),  # x beyond float32, and φ with it
+        (lambda v: (0.1 * v).index_fill_(0, first, 3e38), right_side.index_fill(0, first, 0.0), None),  # r beyond it
+    ):
+        result = conjugate_gradients(product, b_N, TO_THE_END, start)
+        assert result.reason is StopReason.NON_FINITE
+        assert not result.iterates
+        assert not result.x.any()
+
+
+def test_scaled_directions_leave_float64_alone() -> None:
+    matrix, b = system(seed=9)
+    dense = torch.from_numpy(matrix)
+    options = CgOptions(40, progress_tolerance=0.0)
+    plain = conjugate_gradients(lambda v: dense @ v, torch.from_numpy(b), options)
+    for length in (1e-6, 1.0, 12345.6):
+        scaled = conjugate_gradients(scaled_directions(lambda v: dense @ v, length), torch.from_numpy(b), options)
+        assert (scaled.x - plain.x).norm() <= 1e-12 * plain.x.norm()
+
+
+def test_scaled_directions_save_a_product_in_half_precision() -> None:
+    matrix, b = system(seed=9)
+    half = torch.from_numpy(matrix).half()
+
+    def product(v: torch.Tensor) -> torch.Tensor:
+        return (half @ v.half()).float()
+
+    right_side = torch.from_numpy(b * 1e-8).float()  # below the least number that float16 holds
+    options = CgOptions(10, progress_tolerance=0.0)
+    assert conjugate_gradients(product, right_side, options).reason is StopReason.NEGATIVE_CURVATURE
+    result = conjugate_gradients(scaled_directions(product, 3.0), right_side, options)
+    exact = conjugate_gradients(operator(matrix), right_side, options)
+    assert result.quadratic == pytest.approx(exact.quadratic, rel=1e-2)
+    assert not scaled_directions(product, 3.0)(torch.zeros(60)).any()
+
+
+def test_the_solver_shows_itself() -> None:
+    assert view(CgOptions(17)).startswith("CG: at most 17 iterations")
+    assert view(CgOptions(beta="flexible", truncation=3)).startswith("flexible CG (truncation 3): at most 30")
