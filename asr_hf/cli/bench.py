@@ -4,6 +4,8 @@ asr-hf bench curvature --out curvature.json     # in units of the fastest gradie
 asr-hf bench curvature --out tdnn.json --model tdnn --method asr_hf,curvlinops --precision fp32 --repeats 15
 asr-hf bench precision exp/an4/dnn exp/an4/lstm --out precision.json    # does bf16 do on these Hessian-free runs?
 asr-hf bench table curvature.json --markdown docs/curvature.md          # draw again what was measured
+asr-hf bench table dnn.json --markdown docs/results/dnn.md    # of asr-hf compare: the block 'bench compare dnn'
+asr-hf bench table f1.json f2.json f3.json f4.json            # folds of one comparison, word errors pooled
 
 Sizes of curvature: dnn 360-6x1024-2000 on 2048 frames, tdnn 6x512 on 32 x 150 frames, lstm 2x512 on 64 x 30 frames; one
 thread. Without --method, libraries that are not installed or cannot run are named and left out: pip install
@@ -20,6 +22,7 @@ from asr_hf.cli.config import from_yaml
 from asr_hf.cli.train import GROUPS as RUN_GROUPS
 from asr_hf.decoding.output import write_json
 from asr_hf.errors import InputError
+from asr_hf.report.compare import compare_text
 from asr_hf.report.tables import curvature_table, precision_table, replace_marked
 
 GROUPS: tuple[str, ...] = ()
@@ -55,10 +58,14 @@ def _add_precision(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_table(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("measured", metavar="FILE", help="what --out of curvature or precision wrote")
     parser.add_argument(
-        "--markdown", metavar="FILE", help="rewrite the block between the markers 'bench SUBJECT' of FILE"
-    )
+        "measured", type=Path, nargs="+", metavar="FILE",
+        help="what --out of curvature or precision wrote, or a compare.json; several of these are folds",
+    )  # fmt: skip
+    parser.add_argument(
+        "--markdown", metavar="FILE",
+        help="rewrite the block between the markers 'bench SUBJECT' of FILE, of comparisons 'bench compare NAME+NAME…'",
+    )  # fmt: skip
 
 
 def _add_out(parser: argparse.ArgumentParser) -> None:
@@ -96,13 +103,32 @@ def _precision(args: argparse.Namespace) -> None:
 
 
 def _table(args: argparse.Namespace) -> None:
+    names = ", ".join(map(str, args.measured))
     try:
-        subject, drawn = _drawn(json.loads(Path(args.measured).read_text()))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{args.measured} holds nothing that asr-hf bench measured ({error})", "Measure it.") from None
+        measured = {name: json.loads(path.read_text("utf-8")) for name, path in _by_name(args.measured).items()}
+        subject, drawn = _drawn_again(measured)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{names} holds nothing that asr-hf measured ({error})", "Measure it.") from None
     print(drawn)
     if args.markdown is not None:
         replace_marked(args.markdown, f"bench {subject}", f"```\n{drawn}\n```")
+
+
+def _by_name(paths: list[Path]) -> dict[str, Path]:
+    """Files by their stem, or by their folder where they have the name that asr-hf compare gives them."""
+    named = {path.parent.resolve().name if path.name == "compare.json" else path.stem: path for path in paths}
+    if len(named) < len(paths):
+        raise InputError("two files have the same name", "Give each fold its own name.")
+    return named
+
+
+def _drawn_again(measured: dict[str, Any]) -> tuple[str, str]:
+    """Subject and table of a file, or of several comparisons."""
+    if all("systems" in content for content in measured.values()):
+        return f"compare {'+'.join(measured)}", compare_text(measured)
+    if len(measured) > 1:
+        raise InputError("several files are drawn as one only if they are comparisons", "Name one file.")
+    return _drawn(*measured.values())
 
 
 def _drawn(measured: dict[str, Any]) -> tuple[str, str]:

@@ -30,6 +30,7 @@ COMMANDS = {
     "tune": "choose acoustic scale and word insertion penalty on a dev set",
     "score": "word error rate with confidence interval, per speaker and confusions",
     "results": "collect scores into results.json and the table of RESULTS.md",
+    "compare": "compare optimisers at equal cost: tuning trials, several seeds, plots, word error rates",
     "bench": "measure curvature products on this machine beside gradients and other libraries",
 }
 

@@ -20,7 +20,7 @@ def cells(row: Row) -> tuple[str, ...]:
 
 def text_table(rows: Sequence[Row]) -> str:
     """A table for the terminal: columns aligned, numbers to the right."""
-    return _drawn([HEAD, *map(cells, rows)], names=2)
+    return aligned([HEAD, *map(cells, rows)], names=2)
 
 
 def curvature_table(units: Mapping[str, Mapping[str, Any]], rows: Sequence[Mapping[str, Any]]) -> str:
@@ -36,7 +36,7 @@ def curvature_table(units: Mapping[str, Mapping[str, Any]], rows: Sequence[Mappi
         names = (row["model"], row["method"], row["precision"], row["what"], row["module"])
         peak = "-" if row["peak_mib"] is None else f"{row['peak_mib']:.0f}"
         lines.append((*names, f"{row['ratio_to_gradient']:.3f}", f"{row['ms']:.1f}", f"{row['rel_error']:.1e}", peak))
-    return "\n".join([*text, "", _drawn(lines, names=5)])
+    return "\n".join([*text, "", aligned(lines, names=5)])
 
 
 def precision_table(runs: Mapping[str, Mapping[str, Any]], rows: Sequence[Mapping[str, Any]]) -> str:
@@ -57,7 +57,7 @@ def precision_table(runs: Mapping[str, Mapping[str, Any]], rows: Sequence[Mappin
         heldout = "-" if row["heldout"] is None else f"{row['heldout']:.4f}"
         others = (f"{row['drift']:.1e}", f"{row['product_error']:.1e}", f"{row['product_seconds']:.3f}", heldout)
         lines.append((row["run"], row["model"], row["precision"], row["stop"], *numbers, *others))
-    return "\n".join([*text, "φ₃₂: decrease of the quadratic model in units of fp32's", "", _drawn(lines, names=4)])
+    return "\n".join([*text, "φ₃₂: decrease of the quadratic model in units of fp32's", "", aligned(lines, names=4)])
 
 
 def markdown_table(rows: Sequence[Row]) -> str:
@@ -92,7 +92,7 @@ def replace_marked(path: Path | str, name: str, content: str) -> None:
     write_text(path, f"{text[: begin + len(begin_mark)]}\n{content}\n{text[end:]}")
 
 
-def _drawn(lines: Sequence[Sequence[str]], names: int) -> str:
+def aligned(lines: Sequence[Sequence[str]], names: int) -> str:
     """Lines of cells under their head, the first columns being names, to the left, the others numbers, to the right."""
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
     text = []

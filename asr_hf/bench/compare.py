@@ -1,0 +1,199 @@
+"""A fair comparison of optimisers: same data, same initial parameters, as many tuning trials for each, cost counted.
+
+Every trial and every final run is a training run of its own: OUT/<system>/trial-<k> and OUT/<system>/seed-<s>.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from asr_hf.bench.compare_runs import Ended, Runner, Task
+from asr_hf.bench.compare_words import Decoding, word_errors
+from asr_hf.bench.curvature import library_versions, machine_facts
+from asr_hf.hmm.workers import Workers
+from asr_hf.options import require
+from asr_hf.training.run import Options
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A choice of a system's options: the overrides that make it, and all options of its runs."""
+
+    overrides: tuple[str, ...]
+    options: Options
+
+
+@dataclass(frozen=True)
+class System:
+    """An optimiser with its options.
+
+    Attributes:
+        overrides: what it sets before any trial, as it is to be written into the file.
+        trials: of which the best on dev is chosen; if it was chosen elsewhere, that one alone.
+        chosen: with how many trials it was chosen elsewhere; None: it is to be chosen here.
+    """
+
+    overrides: tuple[str, ...]
+    trials: tuple[Trial, ...]
+    chosen: int | None = None
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How systems are compared.
+
+    Attributes:
+        seeds: of initial weights, samples and orders; trials have the first.
+        budget, trial_budget: gradient-equivalents after which a final run, a trial ends (0: no limit).
+        jobs: processes.
+        dev: FEATS and ALI whose loss chooses among trials; None: the held-out loss does.
+        decoding: of the final models; None: no word error rates.
+        wer_seeds: whose models are decoded.
+        reference: the system that others are held against.
+        tuned: file that the winners come from, as it is to be written into the file; None: trials are run.
+    """
+
+    seeds: tuple[int, ...] = (0, 1, 2)
+    budget: float = 0.0
+    trial_budget: float = 0.0
+    jobs: int = 1
+    dev: tuple[str, str] | None = None
+    decoding: Decoding | None = None
+    wer_seeds: tuple[int, ...] = ()
+    reference: str = ""
+    tuned: str | None = None
+
+    def __post_init__(self) -> None:
+        require(bool(self.seeds), "--seeds", "", "must name a seed")
+        for name, seeds in (("--seeds", self.seeds), ("--wer-seeds", self.wer_seeds)):
+            require(len(set(seeds)) == len(seeds), name, seeds, "must not name a seed twice")
+            require(all(seed >= 0 for seed in seeds), name, seeds, "must not be negative")
+        require(set(self.wer_seeds) <= set(self.seeds), "--wer-seeds", self.wer_seeds, "must be of --seeds")
+        require(self.budget >= 0, "--budget", self.budget, "must not be negative")
+        require(self.trial_budget >= 0, "--trial-budget", self.trial_budget, "must not be negative")
+        require(self.jobs >= 1, "--jobs", self.jobs, "must be at least 1")
+
+
+def bench_compare(
+    out: Path,
+    systems: Mapping[str, System],
+    settings: Settings,
+    command: str,
+    to_yaml: Callable[[Options], str],
+    say: Say = print,
+) -> dict[str, Any]:
+    """Run every trial, choose each system's winner, run it with every seed, and return what compare.json holds.
+
+    Args:
+        out: folder of all runs. Runs that are finished there are kept, unfinished ones go on.
+        systems: by name.
+        settings: how they are compared.
+        command: the command line, as it is to be written into the file.
+        to_yaml: a run's options as the text of its config.yaml.
+        say: told what is being done.
+
+    Returns:
+        command, versions, machine, settings, and `systems`. A system has `options`; `trials`, each with overrides, dev,
+        heldout, cost, updates and failed; `winner`, its overrides and the number of trials behind it (null: all trials
+        failed); and `runs` by seed, each with failed, dev, `rows` (see compare_runs.curve) and, if it was decoded,
+        `wer` (see compare_words.word_errors). A run that diverges is a result and never chosen.
+
+    Raises:
+        InputError: a run folder that belongs to other options, or cannot be written; a job that was killed.
+    """
+    prepare = Preparation(out, settings, to_yaml)
+    with Workers(settings.jobs, Runner) as workers:
+        tuning = {name: prepare.trials(name, system) for name, system in systems.items() if system.chosen is None}
+        tried = _run_all(workers, tuning, say, "trials")
+        winners = {name: _choose(system, tried.get(name)) for name, system in systems.items()}
+        final = {name: prepare.finals(name, winner) for name, winner in winners.items() if winner is not None}
+        done = _run_all(workers, final, say, "final runs")
+    described = {}
+    for name, system in systems.items():
+        winner, runs = winners[name], zip(final.get(name, ()), settings.seeds, done.get(name, ()), strict=False)
+        trials = [_described_trial(*each) for each in zip(system.trials, tried.get(name, ()), strict=False)]
+        behind = len(trials) if system.chosen is None else system.chosen
+        described[name] = {
+            "options": list(system.overrides),
+            "trials": trials,
+            "winner": {"overrides": list(winner.overrides), "trials": behind} if winner else None,
+            "runs": {str(seed): _described_run(task, seed, ended, settings, say) for task, seed, ended in runs},
+        }
+    return {
+        "command": command,
+        "versions": library_versions(),
+        "machine": machine_facts("cpu"),
+        "settings": _described_settings(settings),
+        "systems": described,
+    }
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """Makes the tasks of a comparison."""
+
+    out: Path
+    settings: Settings
+    to_yaml: Callable[[Options], str]
+
+    def trials(self, name: str, system: System) -> list[Task]:
+        seed, budget = self.settings.seeds[0], self.settings.trial_budget
+        return [self._task(name, f"trial-{k}", trial, seed, budget) for k, trial in enumerate(system.trials)]
+
+    def finals(self, name: str, winner: Trial) -> list[Task]:
+        return [self._task(name, f"seed-{seed}", winner, seed, self.settings.budget) for seed in self.settings.seeds]
+
+    def _task(self, name: str, what: str, trial: Trial, seed: int, budget: float) -> Task:
+        options = {**trial.options, "training": replace(trial.options["training"], seed=seed, budget=budget)}
+        title = f"{name} {what} {' '.join(trial.overrides)}".rstrip()
+        return Task(self.out / name / what, title, options, self.to_yaml(options), self.settings.dev)
+
+
+def _run_all(workers: Workers, tasks: Mapping[str, Sequence[Task]], say: Say, what: str) -> dict[str, list[Ended]]:
+    """The tasks of all systems, in one queue."""
+    queue = [task for each in tasks.values() for task in each]
+    if queue:
+        say(f"{len(queue)} {what} of {len(tasks)} systems")
+    ended = iter(workers.map("run", queue))
+    return {name: [next(ended) for _ in each] for name, each in tasks.items()}
+
+
+def _choose(system: System, tried: Sequence[Ended] | None) -> Trial | None:
+    """The trial with the lowest loss on dev, or else on held-out, of those that did not fail; None: all did."""
+    if tried is None:
+        return system.trials[0]
+    finished = [(ended, trial) for ended, trial in zip(tried, system.trials, strict=True) if ended.failed is None]
+    return min(finished, key=lambda each: each[0].loss)[1] if finished else None
+
+
+def _described_trial(trial: Trial, ended: Ended) -> dict[str, Any]:
+    return {
+        "overrides": list(trial.overrides),
+        "dev": ended.dev,
+        "heldout": ended.heldout,
+        "cost": ended.spent("cost"),
+        "updates": ended.spent("update"),
+        "failed": ended.failed,
+    }
+
+
+def _described_run(task: Task, seed: int, ended: Ended, settings: Settings, say: Say) -> dict[str, Any]:
+    """A final run, decoded where that is asked for."""
+    described: dict[str, Any] = {"failed": ended.failed, "dev": ended.dev, "rows": ended.rows}
+    if settings.decoding is not None and seed in settings.wer_seeds and not ended.failed:
+        described["wer"] = word_errors(task.folder, settings.decoding, settings.jobs)
+        counts = ", ".join(f"{described['wer'][name]['errors']} on {name}" for name in ("dev", "test"))
+        say(f"{task.title}: word errors {counts}")
+    return described
+
+
+def _described_settings(settings: Settings) -> dict[str, Any]:
+    """Without the places of folders."""
+    named = ("seeds", "budget", "trial_budget", "jobs", "reference", "tuned", "wer_seeds")
+    described = {name: getattr(settings, name) for name in named}
+    described["chosen_on"] = "held-out" if settings.dev is None else "dev"
+    described["decoding"] = None if settings.decoding is None else asdict(settings.decoding.options)
+    return described
