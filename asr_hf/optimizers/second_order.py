@@ -105,7 +105,8 @@ class SecondOrderOptions:
         return (
             f"{self.updates} updates; gradient on {self.gradient_share:.0%}, curvature on {self.curvature_share:.1%} "
             f"of the frames{growth}; λ₀ {self.damping.initial:g} "
-            f"(×{self.damping.drop:.3g} / ×{self.damping.boost:.3g}); candidates {candidates}; preconditioner {self.preconditioner.view()}; warm start {self.warm_start:g}"
+            f"(×{self.damping.drop:.3g} / ×{self.damping.boost:.3g}); candidates {candidates}; "
+            f"preconditioner {self.preconditioner.view()}; warm start {self.warm_start:g}"
         )
 
     def begin(self, theta: torch.Tensor) -> "SecondOrderState":

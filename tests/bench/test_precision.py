@@ -99,7 +99,7 @@ def test_worth_is_the_quadratic_of_the_dense_matrix_and_cg_ends_at_its_solution(
 
     d = torch.randn(size, generator=torch.Generator().manual_seed(0))
     assert optimizer.worth(objective, [Iterate(d, 1, 0.0)]) == [pytest.approx(quadratic(d.double().numpy()), rel=1e-5)]
-    solve = optimizer.solve(objective, Precision.FP32, 60)
+    solve = optimizer.solve_in(objective, Precision.FP32, 60)
     assert solve.result.quadratic == pytest.approx(quadratic(np.linalg.solve(a, -g)), rel=1e-4)
     gg = (a - (optimizer.state.damping + 1e-3) * np.eye(size)) @ g
     np.testing.assert_allclose(solve.along_gradient.numpy(), gg, rtol=1e-3, atol=1e-5 * np.abs(gg).max())
@@ -108,13 +108,13 @@ def test_worth_is_the_quadratic_of_the_dense_matrix_and_cg_ends_at_its_solution(
 def test_gradient_and_sample_are_those_of_the_run_itself(folder: Path, tmp_path: Path, monkeypatch) -> None:
     """The run goes on for a third update; what it solves then is what the benchmark took."""
     seen = {}
-    solve = HessianFree._solve
+    solve = HessianFree.solve
 
-    def watched(self, objective, gradient):
+    def watched(self, objective, lin, gradient, watch_drift):
         seen[self.state.update] = gradient.clone(), self._sample(objective, "curvature")
-        return solve(self, objective, gradient)
+        return solve(self, objective, lin, gradient, watch_drift)
 
-    monkeypatch.setattr(HessianFree, "_solve", watched)
+    monkeypatch.setattr(HessianFree, "solve", watched)
     text = (folder / "lstm" / "config.yaml").read_text().replace("updates: 2", "updates: 3")
     (tmp_path / "config.yaml").write_text(text)
     longer = from_yaml(tmp_path / "config.yaml", GROUPS)
@@ -129,7 +129,7 @@ def test_gradient_and_sample_are_those_of_the_run_itself(folder: Path, tmp_path:
 
 def test_a_precision_that_misses_is_said(folder: Path, monkeypatch) -> None:
     """bf16 is made to solve half of the system, so that it reaches ¾ of the decrease: d = −½A⁻¹g."""
-    solve = NextUpdate.solve
+    solve = NextUpdate.solve_in
 
     def halved(self, objective, precision, iterations):
         solved = solve(self, objective, precision, iterations)
@@ -139,7 +139,7 @@ def test_a_precision_that_misses_is_said(folder: Path, monkeypatch) -> None:
             solved.result.drift = 0.2
         return solved
 
-    monkeypatch.setattr(NextUpdate, "solve", halved)
+    monkeypatch.setattr(NextUpdate, "solve_in", halved)
     said: list[str] = []
     measured = bench_precision({"dnn": opened(folder / "dnn")}, PrecisionSettings(12), "", said.append)
     row = measured["rows"][-1]
