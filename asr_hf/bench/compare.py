@@ -5,17 +5,20 @@ Every trial and every final run is a training run of its own: OUT/<system>/trial
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 from asr_hf.bench.compare_runs import Ended, Runner, Task
 from asr_hf.bench.compare_words import Decoding, word_errors
 from asr_hf.bench.curvature import library_versions, machine_facts
+from asr_hf.errors import InputError
 from asr_hf.hmm.workers import Workers
 from asr_hf.options import require
 from asr_hf.training.run import Options
 
 Say = Callable[[str], None]
+SAME = ("corpus", "model", "criterion", "training")  # groups of options that all systems share
 
 
 @dataclass(frozen=True)
@@ -102,8 +105,10 @@ def bench_compare(
         `wer` (see compare_words.word_errors). A run that diverges is a result and never chosen.
 
     Raises:
-        InputError: a run folder that belongs to other options, or cannot be written; a job that was killed.
+        InputError: systems that differ in corpus, model, criterion or training; a run folder that belongs to other
+            options, or cannot be written; a job that was killed.
     """
+    _require_same_task(systems)
     prepare = Preparation(out, settings, to_yaml)
     with Workers(settings.jobs, Runner) as workers:
         tuning = {name: prepare.trials(name, system) for name, system in systems.items() if system.chosen is None}
@@ -113,14 +118,13 @@ def bench_compare(
         done = _run_all(workers, final, say, "final runs")
     described = {}
     for name, system in systems.items():
-        winner, runs = winners[name], zip(final.get(name, ()), settings.seeds, done.get(name, ()), strict=False)
         trials = [_described_trial(*each) for each in zip(system.trials, tried.get(name, ()), strict=False)]
-        behind = len(trials) if system.chosen is None else system.chosen
+        runs = zip(settings.seeds, final.get(name, ()), done.get(name, ()), strict=False)
         described[name] = {
             "options": list(system.overrides),
             "trials": trials,
-            "winner": {"overrides": list(winner.overrides), "trials": behind} if winner else None,
-            "runs": {str(seed): _described_run(task, seed, ended, settings, say) for task, seed, ended in runs},
+            "winner": _described_winner(winners[name], len(trials) if system.chosen is None else system.chosen),
+            "runs": {str(seed): _described_run(seed, task, ended, settings, say) for seed, task, ended in runs},
         }
     return {
         "command": command,
@@ -129,6 +133,18 @@ def bench_compare(
         "settings": _described_settings(settings),
         "systems": described,
     }
+
+
+def _require_same_task(systems: Mapping[str, System]) -> None:
+    """What all systems are compared on is the same in every trial (InputError)."""
+    first = next(iter(systems.values())).trials[0].options
+    for name, system in systems.items():
+        for trial, group in product(system.trials, SAME):
+            if trial.options[group] != first[group]:
+                raise InputError(
+                    f"system '{name}' has options of {group} that others do not have",
+                    f"Set {group} on the command line, for all systems alike.",
+                )
 
 
 @dataclass(frozen=True)
@@ -180,7 +196,11 @@ def _described_trial(trial: Trial, ended: Ended) -> dict[str, Any]:
     }
 
 
-def _described_run(task: Task, seed: int, ended: Ended, settings: Settings, say: Say) -> dict[str, Any]:
+def _described_winner(winner: Trial | None, trials: int) -> dict[str, Any] | None:
+    return None if winner is None else {"overrides": list(winner.overrides), "trials": trials}
+
+
+def _described_run(seed: int, task: Task, ended: Ended, settings: Settings, say: Say) -> dict[str, Any]:
     """A final run, decoded where that is asked for."""
     described: dict[str, Any] = {"failed": ended.failed, "dev": ended.dev, "rows": ended.rows}
     if settings.decoding is not None and seed in settings.wer_seeds and not ended.failed:

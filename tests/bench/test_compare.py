@@ -310,6 +310,7 @@ def test_what_a_run_folder_keeps_is_of_the_same_request(tmp_path: Path) -> None:
         ({"name": "hf"}, [], "both name system 'hf'"),
         ({"trials": [["optimizer.rate=1"], ["optimizer.momentun=1"]]}, [], "momentun"),
         ({"options": ["optimizer=sgd", "training.seed=1"]}, [], r"training\.seed"),
+        ({"options": ["optimizer=sgd", "model.width=9"]}, [], "has options of model"),
         ({}, ["training.budget=3"], r"training\.budget"),
         ({}, ["--seeds", "1,1"], "twice"),
         ({}, ["--budget", "-1"], "--budget"),

@@ -3,6 +3,7 @@
 import json
 import re
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
@@ -111,6 +112,8 @@ def test_the_page_stands_alone_and_escapes(comparison) -> None:
     assert "<it>" not in page
     assert not re.search(r"src=|href=|@import|url\(|<script", page)
     assert page.count("<svg") == 6  # four costs, CG iterations, damping
+    for svg in re.findall(r"<svg.*?</svg>", page, re.DOTALL):
+        assert len(list(ElementTree.fromstring(svg).iter("path"))) == 3
     assert page.count('<polygon class="s0"') == 4  # sgd has no CG iterations and no damping
     assert page.count('<polygon class="s1"') == page.count('<polygon class="s2"') == 6
 
