@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from yaml import YAMLError, safe_load
+from yaml import YAMLError, safe_load_all
 
 from asr_hf.errors import InputError, OptionError
 
@@ -36,7 +36,7 @@ class Winner:
 
 
 def read_systems(paths: Sequence[Path]) -> dict[str, SystemFile]:
-    """The system files, by the name of their system.
+    """The systems of the files (a YAML document each), by name.
 
     Raises:
         InputError: a file that is none, an unknown key, a name that is no name of a folder, two systems of one name, an
@@ -44,10 +44,11 @@ def read_systems(paths: Sequence[Path]) -> dict[str, SystemFile]:
     """
     files: dict[str, SystemFile] = {}
     for path in paths:
-        name, file = _read_system(path)
-        if name in files:
-            raise InputError(f"{path} and {files[name].path} both name system '{name}'", "Give each its own name.")
-        files[name] = file
+        for content in _documents(path):
+            name, file = _read_system(path, content)
+            if name in files:
+                raise InputError(f"{path} and {files[name].path} both name system '{name}'", "Give each its own name.")
+            files[name] = file
     return files
 
 
@@ -94,11 +95,14 @@ def refuse_own(overrides: Sequence[str], where: str) -> None:
             raise OptionError(f"{where} sets {key}, as --seeds and --budget do", "Leave it to these.")
 
 
-def _read_system(path: Path) -> tuple[str, SystemFile]:
+def _documents(path: Path) -> list[Any]:
     try:
-        content = safe_load(path.read_text(encoding="utf-8"))
+        return list(safe_load_all(path.read_text(encoding="utf-8"))) or [None]
     except (OSError, YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is no system file ({' '.join(str(error).split())})", REMEDY) from None
+
+
+def _read_system(path: Path, content: Any) -> tuple[str, SystemFile]:
     if not isinstance(content, dict):
         raise InputError(f"{path} is no system file", REMEDY)
     if not set(content) <= KEYS:
