@@ -2,17 +2,21 @@
 
     g ← ∇L(θ) on S_g
     d_1 … d_M ← CG on (F + λI) d = −g         F = Σ_u JᵀδδᵀJ / frames, the empirical Fisher of utterances on S_c
+    with length "gauss_newton": d_i ← αd_i at the minimum of the Hessian-free quadratic along it, a product each
     d ← the d_i of lowest held-out loss; reject and raise λ if none is below that of θ
     λ follows ρ; θ ← θ + αd, α by Armijo on S_g
 
-δ are the scores of an utterance over all its frames (p − onehot for cross-entropy), whatever criterion g is of.
+δ are the scores of an utterance over all its frames (p − onehot for cross-entropy), whatever criterion g is of. Since
+gᵀF⁻¹g ≤ 1 per utterance where g and F are of the same utterances, the model of F promises half a nat an utterance
+at most: enough for sequence criteria, short for frame criteria, where length "gauss_newton" helps.
 The papers use no damping and leave the choice of M to held-out data; F has at most as many dimensions as S_c has
 utterances, and λ = 0 is allowed by `damping.initial` = `damping.smallest` = a small number and `damping.drop` = 1.
 
 Source: Haider and Woodland (2018), 1804.02204; Haider et al. (2021), 2103.07554.
 """
 
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -20,62 +24,36 @@ from asr_hf.data.plan import Sample
 from asr_hf.objective.objective import Linearisation, Objective
 from asr_hf.optimizers.samples import utterances, whole_utterances
 from asr_hf.optimizers.second_order import Search, SecondOrder, SecondOrderOptions
-from asr_hf.options import option
+from asr_hf.options import option, require, require_choice
 from asr_hf.solvers.cg import CgOptions, Operator, Progress, conjugate_gradients, scaled_directions, view
-from asr_hf.solvers.vectors import norm
+from asr_hf.solvers.vectors import dot, norm
 
 FISHER = "utterance_fisher"
 
 
 @dataclass
-class NgOptions(SecondOrderOptions):
-    """Natural gradient with the empirical Fisher of utterances (Haider and Woodland 2018)."""
+class FisherOptions(SecondOrderOptions):
+    """What natural gradient and NGHF share: the empirical Fisher of utterances, few iterations, each a candidate."""
 
     curvature_share: float = option(
         0.1, "share of the training utterances in the curvature sample, drawn anew per update"
     )
-    candidates: str = option("each", "each: every iterate as it appears; backtrack: from the last kept one down")
+    candidates: str = option("each", "each: every iterate as it appears, the best retained")
     scale_directions: bool = option(True, "multiply matrices with directions as long as θ, and scale back")
     cg: CgOptions = field(
         default_factory=lambda: CgOptions(max_iterations=8, progress_tolerance=0.0),
         metadata={"help": "conjugate gradients"},
     )
 
-    def start(self, theta: torch.Tensor, seed: int) -> "NaturalGradient":
-        return NaturalGradient(self, self.begin(theta), seed)
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.candidates == "each", "optimizer.candidates", self.candidates, "must be each")
 
 
-class NaturalGradient(SecondOrder):
-    """Natural gradient in the middle of a run."""
+class WithFisher(SecondOrder):
+    """A method with the empirical Fisher matrix of utterances."""
 
-    options: NgOptions
-
-    def view(self) -> str:
-        return f"Natural gradient: {self.options.view()}\n{view(self.options.cg)}"
-
-    def solve(self, objective: Objective, lin: Linearisation, gradient: torch.Tensor, watch_drift: bool) -> Search:
-        """CG on (F + λI) d = −g; every iterate is a candidate."""
-        options = self.options
-        each = self.each_candidate(objective) if options.candidates == "each" else None
-        (preconditioner,), (pairs,) = self.preconditioners(objective)
-
-        def offer(progress: Progress) -> None:
-            if each is not None:
-                each.offer(progress)
-
-        result = conjugate_gradients(
-            self.scaled(self.damped(lin, FISHER)),
-            gradient.neg(),
-            options.cg,
-            self.warm_start(),
-            offer,
-            watch_drift,
-            () if each else None,
-            preconditioner,
-            pairs,
-        )
-        self.keep_pairs([pairs])
-        return Search(result, each.best if each else None)
+    options: FisherOptions
 
     def scaled(self, product: Operator) -> Operator:
         """The product, taken of directions as long as θ."""
@@ -89,3 +67,75 @@ class NaturalGradient(SecondOrder):
         if state.curvature_share == 1.0:
             return whole_utterances(objective, frames, self.seed, masks)
         return utterances(objective, purpose, state.curvature_share, frames, self.seed, state.update, masks)
+
+
+@dataclass
+class NgOptions(FisherOptions):
+    """Natural gradient with the empirical Fisher of utterances (Haider and Woodland 2018)."""
+
+    length: str = option("fisher", "of the direction: fisher, as CG gives it, or gauss_newton (a product per iterate)")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_choice("optimizer.length", self.length, ("fisher", "gauss_newton"))
+
+    def start(self, theta: torch.Tensor, seed: int) -> "NaturalGradient":
+        return NaturalGradient(self, self.begin(theta), seed)
+
+
+class NaturalGradient(WithFisher):
+    """Natural gradient in the middle of a run."""
+
+    options: NgOptions
+
+    def view(self) -> str:
+        return f"Natural gradient: length {self.options.length}; {self.options.view()}\n{view(self.options.cg)}"
+
+    def solve(self, objective: Objective, lin: Linearisation, gradient: torch.Tensor, watch_drift: bool) -> Search:
+        """CG on (F + λI) d = −g; every iterate is a candidate, at its length."""
+        fisher, hessian = self.scaled(self.damped(lin, FISHER)), self.scaled(self.damped(lin))
+        each = self.each_candidate(objective)
+        at_minimum = AtMinimum(gradient, lambda at: dot(at.x, hessian(at.x)), each.offer)
+        longer = self.options.length == "gauss_newton"
+        (preconditioner,), (pairs,) = self.preconditioners(objective)
+        result = conjugate_gradients(
+            fisher,
+            gradient.neg(),
+            self.options.cg,
+            self.warm_start(),
+            at_minimum if longer else each.offer,
+            watch_drift,
+            (),
+            preconditioner,
+            pairs,
+        )
+        self.keep_pairs([pairs])
+        if longer:
+            result.x, result.quadratic = at_minimum.last
+        return Search(result, each.best)
+
+
+class AtMinimum:
+    """Passes on iterates Δ as αΔ, at the minimum of φ(αΔ) = α gᵀΔ + ½α² ΔᵀAΔ, if Δ goes downhill.
+
+    Args:
+        gradient: g (N,).
+        curvature: an iterate ↦ ΔᵀAΔ, A of the Hessian-free system.
+        offer: takes the candidates.
+    """
+
+    def __init__(
+        self,
+        gradient: torch.Tensor,
+        curvature: Callable[[Progress], float],
+        offer: Callable[[Progress], None],
+    ) -> None:
+        self._gradient, self._curvature, self._offer = gradient, curvature, offer
+        self.last = (torch.zeros_like(gradient), 0.0)
+
+    def __call__(self, progress: Progress) -> None:
+        slope, curvature = dot(self._gradient, progress.x), self._curvature(progress)
+        if slope < 0 < curvature:
+            alpha = -slope / curvature
+            self.last = alpha * progress.x, 0.5 * alpha * slope
+            self._offer(replace(progress, x=self.last[0], quadratic=self.last[1]))

@@ -15,21 +15,20 @@ Which of the two the paper means is not certain; compare them.
 Source: Haider and Woodland (2018), 1810.01873; Haider, Zhang, Kreyssig and Woodland (2021), 2103.07554.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
 
 from asr_hf.objective.objective import Linearisation, Objective
-from asr_hf.optimizers.ng import FISHER, NaturalGradient, NgOptions
+from asr_hf.optimizers.ng import FISHER, AtMinimum, FisherOptions, WithFisher
 from asr_hf.optimizers.second_order import Search
 from asr_hf.options import option, require, require_choice
-from asr_hf.solvers.cg import Progress, conjugate_gradients, view
+from asr_hf.solvers.cg import conjugate_gradients, view
 from asr_hf.solvers.vectors import dot, norm
 
 
 @dataclass
-class NghfOptions(NgOptions):
+class NghfOptions(FisherOptions):
     """Natural gradient combined with Hessian-free (Haider et al. 2021)."""
 
     reading: str = option("start", "rhs: the HF system with the natural gradient on its right; start: started from it")
@@ -43,7 +42,6 @@ class NghfOptions(NgOptions):
             self.fisher_iterations >= 1, "optimizer.fisher_iterations", self.fisher_iterations, "must be at least 1"
         )
         require(self.fisher_damping >= 0, "optimizer.fisher_damping", self.fisher_damping, "must not be negative")
-        require(self.candidates == "each", "optimizer.candidates", self.candidates, "must be each")
         lbfgs = "lbfgs" in self.preconditioner.kinds
         name = "optimizer.preconditioner.kinds"
         require(not lbfgs, name, self.preconditioner.kinds, "cannot hold lbfgs: there are two systems")
@@ -52,7 +50,7 @@ class NghfOptions(NgOptions):
         return Nghf(self, self.begin(theta), seed)
 
 
-class Nghf(NaturalGradient):
+class Nghf(WithFisher):
     """NGHF in the middle of a run."""
 
     options: NghfOptions
@@ -83,31 +81,11 @@ class Nghf(NaturalGradient):
             )
         else:
             d = d * (norm(gradient) / norm(d))
-            at_minimum = AtMinimum(gradient, d, each.offer)
+            # CG's own quadratic is ½ΔᵀAΔ − dᵀΔ
+            at_minimum = AtMinimum(gradient, lambda at: 2 * (at.quadratic + dot(d, at.x)), each.offer)
             result = conjugate_gradients(
                 hessian, d, options.cg, None, at_minimum, watch_drift, keep=(), preconditioner=preconditioner
             )
             result.x, result.quadratic = at_minimum.last
         remark = f"; natural gradient: {natural.iterations} iterations"
         return Search(result, each.best, remark, natural.iterations)
-
-
-class AtMinimum:
-    """Passes on the iterates Δ of AΔ = d as αΔ, at the minimum of φ(αΔ) = α gᵀΔ + ½α² ΔᵀAΔ, if Δ goes downhill.
-
-    Args:
-        gradient, d: g and the right-hand side (N,).
-        offer: takes the candidates.
-    """
-
-    def __init__(self, gradient: torch.Tensor, d: torch.Tensor, offer: Callable[[Progress], None]) -> None:
-        self._gradient, self._d, self._offer = gradient, d, offer
-        self.last = (torch.zeros_like(d), 0.0)
-
-    def __call__(self, progress: Progress) -> None:
-        slope = dot(self._gradient, progress.x)
-        curvature = 2 * (progress.quadratic + dot(self._d, progress.x))  # CG's own quadratic is ½ΔᵀAΔ − dᵀΔ
-        if slope < 0 < curvature:
-            alpha = -slope / curvature
-            self.last = alpha * progress.x, 0.5 * alpha * slope
-            self._offer(replace(progress, x=self.last[0], quadratic=self.last[1]))

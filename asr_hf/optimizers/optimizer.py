@@ -27,7 +27,7 @@ class StepReport:
         master_per_iteration: the master's own seconds per CG iteration.
         precision: of the curvature products.
         recomputed: minibatches that did not fit the byte budget and were linearised anew at every product.
-        vectors: vectors (N,) that a cluster sends or reduces, counted on one process too.
+        vectors: vectors (N,) that a cluster sends or reduces, as in the account.
         rank_frames, rank_seconds: per rank.
     """
 
@@ -59,7 +59,7 @@ class StepReport:
         seconds["total"] = elapsed
         self.seconds = {phase: round(value, 4) for phase, value in seconds.items()}
         self.equivalents, self.gradient_equivalents = dict(account.equivalents), account.gradient_equivalents
-        self.vectors, self.recomputed = account.vectors, account.recomputed
+        self.vectors, self.recomputed = round(account.vectors), account.recomputed
         self.rank_frames = list(account.rank_frames)
         self.rank_seconds = [round(value, 4) for value in account.rank_seconds]
 

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import torch
 
 from asr_hf.objective.layout import Layout
-from asr_hf.objective.objective import Account
+from asr_hf.objective.objective import Account, Objective
 from asr_hf.optimizers.blocks import Blocks
 from asr_hf.options import option, require, require_choice
-from asr_hf.solvers.pairs import Pairs, PairStore
+from asr_hf.solvers.pairs import PairStore
 from asr_hf.solvers.preconditioners import Diagonal, Lbfgs, Preconditioner, jacobi, product_of, use_counts
 
 KINDS = ("uses", "jacobi", "lbfgs")
@@ -30,6 +30,7 @@ class PreconditionerOptions:
     pairs: int = option(32, "lbfgs: consecutive pairs of the solve before that are kept; 16, 32 or 64")
     gamma: str = option("last", "lbfgs: scale of the initial matrix, by the last pair or the largest over all")
     storage: str = option("fp32", "lbfgs: fp32, or bf16 at half the memory")
+    sharded: bool = option(False, "lbfgs: pairs cut over the ranks, each holds its slice")
     inside: bool = option(False, "lbfgs: use pairs within the solve that finds them (needs cg.beta=flexible)")
     exponent: float = option(0.75, "jacobi: exponent of (mean squared gradient + λ)")
     jacobi_share: float = option(0.1, "jacobi: share of the training utterances whose squared gradients are summed")
@@ -52,7 +53,9 @@ class PreconditionerOptions:
         words = {
             "uses": f"use counts^{self.power:g}",
             "jacobi": f"Jacobi^{self.exponent:g} of {self.jacobi_share:.0%} of the utterances",
-            "lbfgs": f"L-BFGS of {self.pairs} pairs in {self.storage}" + ", used at once" * self.inside,
+            "lbfgs": f"L-BFGS of {self.pairs} pairs in {self.storage}"
+            + ", cut over the ranks" * self.sharded
+            + ", used at once" * self.inside,
         }
         return " · ".join(words[kind] for kind in self.kinds) or "none"
 
@@ -80,6 +83,13 @@ class PairMemory:
             if damping != self.damping:
                 store.refresh(damping - self.damping)
         self.damping = damping
+
+    def take(self, stores: list[PairStore], damping: float) -> None:
+        """Go on with these stores, of A at this λ; the ones before are freed."""
+        for store in self.stores:
+            if store not in stores:
+                store.drop()
+        self.stores, self.damping = stores, damping
 
     def vectors(self) -> tuple[torch.Tensor, torch.Tensor]:
         """S and Y (m, N), the newest last; a block with fewer pairs than others has zeros before them."""
@@ -137,9 +147,9 @@ def diagonal_of(
     return product_of(found).d_N if found else None
 
 
-def new_store(options: PreconditionerOptions) -> PairStore:
+def new_store(options: PreconditionerOptions, objective: Objective) -> PairStore:
     """An empty store of pairs, as the options say."""
-    return Pairs(options.pairs, STORAGE[options.storage])
+    return objective.pair_store(options.pairs, STORAGE[options.storage], options.sharded)
 
 
 def preconditioners(

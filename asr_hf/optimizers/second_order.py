@@ -407,7 +407,7 @@ class SecondOrder(ABC):
             return
         with objective.account.measure("preconditioner"):
             if state.memory is None:
-                state.memory = PairMemory(self._blocks, lambda: new_store(self.options.preconditioner))
+                state.memory = PairMemory(self._blocks, lambda: new_store(self.options.preconditioner, objective))
                 state.memory.restore(state.pairs_s, state.pairs_y, state.pairs_damping)
                 state.pairs_s = state.pairs_y = torch.empty(0)
             state.memory.at(state.damping)
@@ -427,7 +427,7 @@ class SecondOrder(ABC):
         memory = self.state.memory
         stores = [store for store in collected if store is not None]
         if memory is not None and stores:
-            memory.stores, memory.damping = stores, self.state.damping
+            memory.take(stores, self.state.damping)
 
     # Samples and what is evaluated on them.
 

@@ -48,6 +48,7 @@ METHODS: dict[str, SecondOrderOptions] = {
     "hf_blocks": HfOptions(blocks=3, preconditioner=PreconditionerOptions(["lbfgs"], pairs=5)),
     "hf_zhang": HfOptions(blocks=2, accept="always", step=0.5, damping=FIXED),
     "ng": NgOptions(),
+    "ng_longer": NgOptions(length="gauss_newton"),
     "nghf_start": NghfOptions(preconditioner=PreconditionerOptions(["uses", "jacobi"])),
     "nghf_rhs": NghfOptions(reading="rhs"),
 }
@@ -138,6 +139,9 @@ def test_natural_gradient_is_the_solution_with_the_fisher_of_utterances(small_ob
     fisher = scores.T @ scores / frames
     exact = np.linalg.solve(fisher + 0.3 * np.eye(len(theta)), -scores.sum(axis=0) / frames)
     assert relative(direction(objective, theta, NgOptions(**WHOLE)), exact) < 1e-4
+    hessian = dense(objective, theta, Matrix()) + 0.3 * np.eye(len(theta))
+    longer = exact * (-scores.sum(axis=0) / frames @ exact) / (exact @ hessian @ exact)
+    assert relative(direction(objective, theta, NgOptions(**WHOLE, length="gauss_newton")), longer) < 1e-4
 
 
 def test_nghf_in_both_readings_is_the_chain_of_two_dense_systems(small_objective: Small) -> None:
