@@ -1,12 +1,15 @@
 """ClusterObjective: the face of an Objective, summed over MPI ranks by their master."""
 
+import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
 
-from asr_hf.cluster.protocol import HEADER, Command, write_groups, write_sample
+from asr_hf.cluster.pairs import ShardedPairs, Slice
+from asr_hf.cluster.protocol import HEADER, Command, Operation, write_groups, write_sample
 from asr_hf.cluster.ranks import Ranks
 from asr_hf.cluster.worker import PRECISIONS, Station
 from asr_hf.curvature.precision import Precision
@@ -14,6 +17,7 @@ from asr_hf.data.plan import Sample
 from asr_hf.objective.evaluator import Evaluator, Share
 from asr_hf.objective.local import LocalObjective
 from asr_hf.objective.objective import Matrix
+from asr_hf.solvers.pairs import PairStore
 
 
 class ClusterObjective(LocalObjective):
@@ -38,6 +42,7 @@ class ClusterObjective(LocalObjective):
         self._station = Station(ranks, evaluator, dedicated_master)
         self._number = 0
         self._handle = 0
+        self._stores = 0  # of pairs, made so far
         self._in_command = False  # an exception left a command unfinished: the ranks no longer listen alike
 
     def stop(self) -> None:
@@ -48,6 +53,24 @@ class ClusterObjective(LocalObjective):
         self._tell(Command.BUFFERS)
         self.ranks.broadcast(buffers.contiguous().cpu().numpy())
         super().set_buffers(buffers)
+
+    def pair_store(self, limit: int, dtype: torch.dtype, sharded: bool) -> PairStore:
+        if not sharded or self.ranks.size == 1:
+            return super().pair_store(limit, dtype, sharded)
+        self._stores += 1
+        communicating = lambda: self.account.measure("communication")  # noqa: E731
+        own = Slice(self.ranks, self._station.reserved, limit, dtype, self.device, communicating)
+        return ShardedPairs(own, functools.partial(self._tell_store, self._stores))
+
+    @contextmanager
+    def _tell_store(self, store: int, operation: Operation, moved: int = 0, **fields: float) -> Iterator[None]:
+        """A command PAIRS, open while the master does its own part."""
+        self._in_command = True
+        with self.account.measure("communication"):
+            self._tell(Command.PAIRS, None, store=store, operation=operation, **fields)
+        self.account.vectors += moved / self.layout.size
+        yield
+        self._in_command = False
 
     def _tell(self, command: Command, sample: Sample | None = None, **fields: float) -> np.ndarray:
         self._number += 1

@@ -8,7 +8,7 @@ from asr_hf.data.plan import PURPOSES, SUBSETS, UNITS, Sample
 
 
 class Command(enum.IntEnum):
-    """The commands; after each, every rank sends its share of a sum, save after CLOSE, STOP and BUFFERS.
+    """The commands; after each, every rank sends its share of a sum, save after CLOSE, STOP, BUFFERS and PAIRS.
 
     After GRADIENT with `squares` there are two vectors: the gradient, then the sum of the minibatches' squares.
     """
@@ -21,6 +21,23 @@ class Command(enum.IntEnum):
     STOP = 6
     MOMENTS = 7
     BUFFERS = 8
+    PAIRS = 9
+
+
+class Operation(enum.IntEnum):
+    """What a command PAIRS does to a store of curvature pairs (N,), by the fields size, rows, change and dtype."""
+
+    NEW = 1  # rows: pairs at most; dtype: of storage
+    APPEND = 2  # size: N; then s and y are scattered
+    REFRESH = 3  # change
+    CLEAR = 4
+    DIAGONAL = 5  # D for GRAM, ALONG and COMBINE from now on; size: N, then d is scattered, or 0: none
+    GRAM = 6  # rows: first column; then the shares of blocks are gathered
+    ALONG = 7  # r is scattered, the shares of blocks are gathered
+    COMBINE = 8  # the coefficients are broadcast, the combination is gathered
+    VECTORS = 9  # all s, then all y are gathered
+    RESTORE = 10  # size: N; rows: pairs, of which each s and y is scattered
+    DROP = 11
 
 
 # What follows a header: θ (theta_follows), utterances (left_out), buffers (BUFFERS); after PRODUCT the group of every
@@ -50,6 +67,12 @@ HEADER = np.dtype(
         ("count", np.int64),
         ("chunk", np.int64),
         ("masks", np.int64),
+        ("store", np.int64),  # number of the store that a PAIRS is for, counted from 1
+        ("operation", np.int64),
+        ("size", np.int64),
+        ("rows", np.int64),
+        ("change", np.float64),
+        ("dtype", np.int64),  # index into the types of storage
     ]
 )
 

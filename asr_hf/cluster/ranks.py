@@ -1,6 +1,7 @@
 """The ranks of this run: collectives in which a waiting rank sleeps instead of burning its core."""
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -49,6 +50,20 @@ class Ranks:
         rows = np.empty((self.size, len(row)), dtype=row.dtype) if self.rank == 0 else None
         self.comm.Gather(row, rows, root=0)
         return rows if rows is not None else np.empty((0, len(row)), dtype=row.dtype)
+
+    def scatter(self, whole: np.ndarray, part: np.ndarray, bounds: Sequence[int]) -> None:
+        """Cut the master's bytes at `bounds` (ranks + 1) into everybody's part, in place."""
+        self.meet()
+        self.comm.Scatterv(self._cut(whole, bounds), part, root=0)
+
+    def gather(self, part: np.ndarray, whole: np.ndarray, bounds: Sequence[int]) -> None:
+        """Put everybody's bytes together in the master's whole, in place: `scatter` undone."""
+        self.meet()
+        self.comm.Gatherv(part, self._cut(whole, bounds), root=0)
+
+    def _cut(self, whole: np.ndarray, bounds: Sequence[int]) -> list[Any] | None:
+        """A buffer of varying parts as MPI wants it, on the master."""
+        return [whole, np.diff(bounds), bounds[:-1], MPI.BYTE] if self.rank == 0 else None
 
     def broadcast_flag(self, flag: bool = False) -> bool:
         """The master's yes or no."""

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 
+from asr_hf.cluster.pairs import Shelf
 from asr_hf.cluster.protocol import HEADER, Command, read_groups, read_sample
 from asr_hf.cluster.ranks import Ranks
 from asr_hf.curvature.precision import Precision
@@ -29,14 +30,14 @@ class Station:
     def __init__(self, ranks: Ranks, evaluator: Evaluator, dedicated_master: bool) -> None:
         self.ranks = ranks
         self.evaluator = evaluator
-        self._reserved = 1 if dedicated_master and ranks.size > 1 else 0
+        self.reserved = 1 if dedicated_master and ranks.size > 1 else 0  # ranks, from the master on, that hold nothing
         self._open: LocalLinearisation | None = None
         self._handle = 0
 
     def dealt(self, sample: Sample) -> Sequence[int]:
         """Indices of the sample's minibatches that are this rank's."""
-        hands = deal(self.evaluator.plan(sample), self.ranks.size - self._reserved)
-        seat = self.ranks.rank - self._reserved
+        hands = deal(self.evaluator.plan(sample), self.ranks.size - self.reserved)
+        seat = self.ranks.rank - self.reserved
         return hands[seat] if seat >= 0 else []
 
     def evaluate(
@@ -86,6 +87,7 @@ class Station:
 def serve(ranks: Ranks, evaluator: Evaluator, dedicated_master: bool) -> None:
     """Obey the master's commands until STOP."""
     station = Station(ranks, evaluator, dedicated_master)
+    shelf = Shelf(ranks, station.reserved, evaluator.device)
     theta = np.zeros(evaluator.layout.size, dtype=np.float32)
     vector = np.zeros_like(theta)
     buffers = np.zeros(evaluator.buffers.size, dtype=np.float32)
@@ -104,6 +106,9 @@ def serve(ranks: Ranks, evaluator: Evaluator, dedicated_master: bool) -> None:
             return
         if command is Command.CLOSE:
             station.close()
+            continue
+        if command is Command.PAIRS:
+            shelf.obey(record)
             continue
         if command is Command.BUFFERS:
             ranks.broadcast(buffers)

@@ -16,6 +16,7 @@ from asr_hf.objective.auto_precision import measured_precision
 from asr_hf.objective.evaluator import Evaluator, Share
 from asr_hf.objective.linearisation import LocalLinearisation
 from asr_hf.objective.objective import GAUSS_NEWTON, Account, Matrix, Penalty, Sum, VectorSum
+from asr_hf.solvers.pairs import Pairs, PairStore
 
 
 class OpenLinearisation:
@@ -102,6 +103,9 @@ class LocalObjective:
 
     def set_buffers(self, buffers: torch.Tensor) -> None:
         self.evaluator.set_buffers(buffers)
+
+    def pair_store(self, limit: int, dtype: torch.dtype, sharded: bool) -> PairStore:
+        return Pairs(limit, dtype)
 
     def choose_precision(self, theta_N: torch.Tensor, sample: Sample) -> tuple[Precision, str]:
         with self.account.measure("linearisation"):

@@ -16,6 +16,7 @@ import torch
 from asr_hf.curvature.precision import Precision
 from asr_hf.data.plan import Sample
 from asr_hf.objective.layout import Layout
+from asr_hf.solvers.pairs import PairStore
 
 Named = Mapping[str, torch.Tensor]
 PHASES = ("gradient", "linearisation", "products", "evaluation", "statistics", "preconditioner", "communication")
@@ -94,14 +95,15 @@ class Account:
         seconds: per phase of PHASES, wall seconds of this process.
         equivalents: per phase of COSTS, work in gradient-equivalents: one is a gradient over the training set's frames.
             It counts frames of plans and shares of flops, so that it depends neither on ranks nor on the machine.
-        vectors: number of vectors (N,) that a cluster sends or reduces, counted on one process too.
+        vectors: number of vectors (N,) that a cluster sends or reduces, a part of one as a fraction; counted on one
+            process too, but for those of curvature pairs that only a cluster cuts.
         recomputed: minibatches of the last linearisation that did not fit the byte budget, on all ranks.
         rank_frames, rank_seconds: per rank, frames evaluated and seconds spent computing.
     """
 
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PHASES, 0.0))
     equivalents: dict[str, float] = field(default_factory=lambda: dict.fromkeys(COSTS, 0.0))
-    vectors: int = 0
+    vectors: float = 0.0
     recomputed: int = 0
     rank_frames: list[int] = field(default_factory=list)
     rank_seconds: list[float] = field(default_factory=list)
@@ -206,4 +208,8 @@ class Objective(Protocol):
 
     def set_buffers(self, buffers: torch.Tensor) -> None:
         """Store the statistics of normalisations, on every rank."""
+        ...
+
+    def pair_store(self, limit: int, dtype: torch.dtype, sharded: bool) -> PairStore:
+        """An empty store of at most `limit` curvature pairs; `sharded`: cut over the ranks, where there are several."""
         ...

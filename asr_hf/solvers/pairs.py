@@ -18,15 +18,15 @@ TILE = 4096  # elements of every vector that are in float64 at once; divides BLO
 
 
 class PairStore(Protocol):
-    """Where pairs are kept, on one process or cut over many.
+    """Where pairs are kept, on one process or cut over many."""
 
-    Attributes:
-        appended: pairs taken in, ever.
-        generation: changes whenever pairs alter otherwise than by one more being taken in.
-    """
+    @property
+    def appended(self) -> int:
+        """Pairs taken in, ever."""
 
-    appended: int
-    generation: int
+    @property
+    def generation(self) -> int:
+        """Changes whenever pairs alter otherwise than by one more being taken in."""
 
     @property
     def count(self) -> int:
@@ -56,6 +56,9 @@ class PairStore(Protocol):
     def restore(self, s_mN: torch.Tensor, y_mN: torch.Tensor) -> None:
         """Hold what `vectors` returned, and nothing else."""
 
+    def drop(self) -> None:
+        """Free the memory, wherever it is: the store is not used again."""
+
 
 class Pairs:
     """The pairs of one process: a ring that holds the last `limit` of them.
@@ -84,7 +87,7 @@ class Pairs:
         return len(self._order)
 
     def append(self, s_N: torch.Tensor, y_N: torch.Tensor) -> None:
-        if dot(s_N, y_N) > ROUND_OFF * norm(s_N) * norm(y_N):
+        if curved(s_N, y_N):
             self.put(s_N, y_N)
         else:
             self.refused += 1
@@ -151,6 +154,10 @@ class Pairs:
         for s_N, y_N in zip(s_mN, y_mN, strict=True):
             self.put(s_N, y_N)
 
+    def drop(self) -> None:
+        self.clear()
+        self._s = self._y = torch.empty(0, 0, dtype=self.dtype)
+
     def _tiles(self) -> Iterator[slice]:
         size = self._s.shape[1]
         return (slice(start, min(start + TILE, size)) for start in range(0, size, TILE))
@@ -168,6 +175,11 @@ class Pairs:
         """Zeros (blocks, *shape) in float64."""
         blocks = -(-self._s.shape[1] // BLOCK)
         return torch.zeros(blocks, *shape, dtype=torch.float64, device=self._s.device)
+
+
+def curved(s_N: torch.Tensor, y_N: torch.Tensor) -> bool:
+    """Whether the curvature sᵀy of a pair is positive, beyond round-off."""
+    return dot(s_N, y_N) > ROUND_OFF * norm(s_N) * norm(y_N)
 
 
 def in_order(blocks: torch.Tensor) -> torch.Tensor:

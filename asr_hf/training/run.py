@@ -226,7 +226,12 @@ def _compared(config_yaml: str) -> dict[str, Any]:
                 flat[f"{prefix}{key}"] = value
 
     walk(OmegaConf.to_container(OmegaConf.create(config_yaml)), "")
-    free = ("cluster.", "training.checkpoint_seconds", "training.keep_checkpoints")
+    free = (
+        "cluster.",
+        "optimizer.preconditioner.sharded",
+        "training.checkpoint_seconds",
+        "training.keep_checkpoints",
+    )
     return {key: value for key, value in flat.items() if not key.startswith(free)}
 
 
