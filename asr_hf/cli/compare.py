@@ -6,11 +6,11 @@ asr-hf compare exp/cmp … --graph GRAPH --decode-dev FEATS --decode-test FEATS 
 asr-hf compare exp/fold2 … --tuned exp/cmp/compare.json                          # the winners of another comparison
 
 A system file is YAML with `name`, `options` (a list of overrides on top of the command line's) and `trials` (a list of
-lists of overrides, one for each tuning trial); several systems are parted by a line ---. Of the trials, run with the first seed, the one with the lowest loss on
-dev (without --dev: held-out) is run with every seed. "training.init='exp/start-{seed}'" starts every seed from a model
-of its own. OUT gets a training run for each trial and seed, compare.json and compare.html; the same command goes on
-where it was stopped. One gradient-equivalent is one fp32 gradient over the training set. asr-hf bench table draws one
-compare.json again, or several as folds of one comparison.
+lists of overrides, one for each tuning trial); a line --- parts several systems in a file. Of the trials, run with the
+first seed, the one with the lowest loss on dev (without --dev: held-out) is run with every seed.
+"training.init='exp/start-{seed}'" starts every seed from a model of its own. OUT gets a training run for each trial and
+seed, compare.json and compare.html; the same command goes on where it was stopped. One gradient-equivalent is one fp32
+gradient over the training set. asr-hf bench table draws one compare.json again, or several as folds of one comparison.
 """
 
 import argparse

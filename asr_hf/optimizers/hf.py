@@ -63,7 +63,7 @@ class HessianFree(SecondOrder):
     def blocks(self, objective: Objective) -> Blocks:
         return Blocks(objective.layout, partition(objective.layout, self.options.blocks, self.options.partition))
 
-    def solve(self, objective: Objective, lin: Linearisation, gradient: torch.Tensor, watch_drift: bool) -> Search:
+    def solve(self, objective: Objective, lin: Linearisation, b: torch.Tensor, watch_drift: bool) -> Search:
         """CG on (G_bb + λI) d_b = −g_b for every block b, in lock-step."""
         options, blocks = self.options, self._blocks
         each = self.each_candidate(objective) if options.candidates == "each" else None
@@ -73,14 +73,16 @@ class HessianFree(SecondOrder):
             if each is not None and progress.iteration in kept:
                 each.offer(progress)
 
-        right_sides = blocks.cut(gradient.neg())
-        start = self.warm_start()
+        start = self.warm_start(again=watch_drift)
         starts = [None] * len(blocks) if start is None else blocks.cut(start)
         preconditioners, collected = self.preconditioners(objective)
         solves = [
-            cg_steps(b, options.cg, start, offer, watch_drift, () if each else kept, preconditioner, pairs)
-            for b, start, preconditioner, pairs in zip(right_sides, starts, preconditioners, collected, strict=True)
+            cg_steps(side, options.cg, begin, offer, watch_drift, () if each else kept, preconditioner, pairs)
+            for side, begin, preconditioner, pairs in zip(
+                blocks.cut(b), starts, preconditioners, collected, strict=True
+            )
         ]
+        del start, starts  # the solves hold it until they have begun
 
         def products(directions: list[torch.Tensor | None]) -> list[torch.Tensor | None]:
             active = tuple(g for g, d in zip(blocks.groups, directions, strict=False) if d is not None)

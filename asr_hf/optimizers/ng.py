@@ -25,7 +25,7 @@ from asr_hf.objective.objective import Linearisation, Objective
 from asr_hf.optimizers.samples import utterances, whole_utterances
 from asr_hf.optimizers.second_order import Search, SecondOrder, SecondOrderOptions
 from asr_hf.options import option, require, require_choice
-from asr_hf.solvers.cg import CgOptions, Operator, Progress, conjugate_gradients, scaled_directions, view
+from asr_hf.solvers.cg import CgOptions, CgResult, Operator, Progress, conjugate_gradients, scaled_directions, view
 from asr_hf.solvers.vectors import dot, norm
 
 FISHER = "utterance_fisher"
@@ -91,18 +91,18 @@ class NaturalGradient(WithFisher):
     def view(self) -> str:
         return f"Natural gradient: length {self.options.length}; {self.options.view()}\n{view(self.options.cg)}"
 
-    def solve(self, objective: Objective, lin: Linearisation, gradient: torch.Tensor, watch_drift: bool) -> Search:
+    def solve(self, objective: Objective, lin: Linearisation, b: torch.Tensor, watch_drift: bool) -> Search:
         """CG on (F + λI) d = −g; every iterate is a candidate, at its length."""
         fisher, hessian = self.scaled(self.damped(lin, FISHER)), self.scaled(self.damped(lin))
         each = self.each_candidate(objective)
-        at_minimum = AtMinimum(gradient, lambda at: dot(at.x, hessian(at.x)), each.offer)
+        at_minimum = AtMinimum(b, lambda at: dot(at.x, hessian(at.x)), each.offer)
         longer = self.options.length == "gauss_newton"
         (preconditioner,), (pairs,) = self.preconditioners(objective)
         result = conjugate_gradients(
             fisher,
-            gradient.neg(),
+            b,
             self.options.cg,
-            self.warm_start(),
+            self.warm_start(again=watch_drift),
             at_minimum if longer else each.offer,
             watch_drift,
             (),
@@ -111,7 +111,7 @@ class NaturalGradient(WithFisher):
         )
         self.keep_pairs([pairs])
         if longer:
-            result.x, result.quadratic = at_minimum.last
+            result = at_minimum.at_last(result)
         return Search(result, each.best)
 
 
@@ -119,23 +119,25 @@ class AtMinimum:
     """Passes on iterates Δ as αΔ, at the minimum of φ(αΔ) = α gᵀΔ + ½α² ΔᵀAΔ, if Δ goes downhill.
 
     Args:
-        gradient: g (N,).
+        b: −g (N,).
         curvature: an iterate ↦ ΔᵀAΔ, A of the Hessian-free system.
         offer: takes the candidates.
     """
 
     def __init__(
-        self,
-        gradient: torch.Tensor,
-        curvature: Callable[[Progress], float],
-        offer: Callable[[Progress], None],
+        self, b: torch.Tensor, curvature: Callable[[Progress], float], offer: Callable[[Progress], None]
     ) -> None:
-        self._gradient, self._curvature, self._offer = gradient, curvature, offer
-        self.last = (torch.zeros_like(gradient), 0.0)
+        self._b, self._curvature, self._offer = b, curvature, offer
+        self._last = 0.0, 0.0  # α and φ of the last iterate
 
     def __call__(self, progress: Progress) -> None:
-        slope, curvature = dot(self._gradient, progress.x), self._curvature(progress)
-        if slope < 0 < curvature:
-            alpha = -slope / curvature
-            self.last = alpha * progress.x, 0.5 * alpha * slope
-            self._offer(replace(progress, x=self.last[0], quadratic=self.last[1]))
+        descent, curvature = dot(self._b, progress.x), self._curvature(progress)
+        if descent > 0 and curvature > 0:
+            alpha = descent / curvature
+            self._last = alpha, -0.5 * alpha * descent
+            self._offer(replace(progress, x=alpha * progress.x, quadratic=self._last[1]))
+
+    def at_last(self, result: CgResult) -> CgResult:
+        """The result of the solve with αΔ for its last iterate."""
+        alpha, quadratic = self._last
+        return replace(result, x=result.x.mul_(alpha), quadratic=quadratic)

@@ -24,6 +24,7 @@ from asr_hf.optimizers.ng import FISHER, AtMinimum, FisherOptions, WithFisher
 from asr_hf.optimizers.second_order import Search
 from asr_hf.options import option, require, require_choice
 from asr_hf.solvers.cg import conjugate_gradients, view
+from asr_hf.solvers.preconditioners import Preconditioner
 from asr_hf.solvers.vectors import dot, norm
 
 
@@ -63,29 +64,33 @@ class Nghf(WithFisher):
             f"Hessian-free system; {o.view()}\n{view(o.cg)}"
         )
 
-    def solve(self, objective: Objective, lin: Linearisation, gradient: torch.Tensor, watch_drift: bool) -> Search:
+    def solve(self, objective: Objective, lin: Linearisation, b: torch.Tensor, watch_drift: bool) -> Search:
         """The natural gradient, then the system of Hessian-free with it."""
         options, state = self.options, self.state
         (preconditioner,), _ = self.preconditioners(objective)
-        fisher = self.scaled(self.damped(lin, FISHER, options.fisher_damping * state.damping))
-        hessian = self.scaled(self.damped(lin))
-        b = gradient.neg()
-        few = replace(options.cg, max_iterations=options.fisher_iterations)
-        natural = conjugate_gradients(fisher, b, few, watch_drift=watch_drift, keep=(), preconditioner=preconditioner)
-        d = natural.x if natural.iterations else b
-        each = self.each_candidate(objective)
+        d, inner = self._natural(lin, b, preconditioner, watch_drift)
+        hessian, each = self.scaled(self.damped(lin)), self.each_candidate(objective)
         if options.reading == "start":
-            d = d * (norm(gradient) / (state.damping * norm(d)))  # as long as a solution can be: CG shortens it to fit
+            d.mul_(norm(b) / (state.damping * norm(d)))  # as long as a solution can be: CG shortens it to fit
             result = conjugate_gradients(
                 hessian, b, options.cg, d, each.offer, watch_drift, keep=(), preconditioner=preconditioner
             )
         else:
-            d = d * (norm(gradient) / norm(d))
+            d.mul_(norm(b) / norm(d))
             # CG's own quadratic is ½ΔᵀAΔ − dᵀΔ
-            at_minimum = AtMinimum(gradient, lambda at: 2 * (at.quadratic + dot(d, at.x)), each.offer)
+            at_minimum = AtMinimum(b, lambda at: 2 * (at.quadratic + dot(d, at.x)), each.offer)
             result = conjugate_gradients(
                 hessian, d, options.cg, None, at_minimum, watch_drift, keep=(), preconditioner=preconditioner
             )
-            result.x, result.quadratic = at_minimum.last
-        remark = f"; natural gradient: {natural.iterations} iterations"
-        return Search(result, each.best, remark, natural.iterations)
+            result = at_minimum.at_last(result)
+        return Search(result, each.best, f"; natural gradient: {inner} iterations", inner)
+
+    def _natural(
+        self, lin: Linearisation, b: torch.Tensor, preconditioner: Preconditioner | None, watch_drift: bool
+    ) -> tuple[torch.Tensor, int]:
+        """The natural gradient by CG, steepest descent if CG cannot make a step; and the iterations."""
+        options = self.options
+        fisher = self.scaled(self.damped(lin, FISHER, options.fisher_damping * self.state.damping))
+        few = replace(options.cg, max_iterations=options.fisher_iterations)
+        found = conjugate_gradients(fisher, b, few, watch_drift=watch_drift, keep=(), preconditioner=preconditioner)
+        return (found.x, found.iterations) if found.iterations else (b.clone(), 0)

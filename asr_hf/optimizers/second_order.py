@@ -121,7 +121,7 @@ class SecondOrderState(State):
 
     Attributes:
         damping: λ per frame.
-        direction: last CG iterate d_N (N,), the next warm start; empty: none.
+        direction: β times the last CG iterate d_N (N,), the next warm start; empty: none.
         gradient_update: update whose gradient sample is in use; a rejection keeps it, since θ has not moved.
         gradient_share, curvature_share: of the samples in use.
         heldout: loss per frame of θ on the held-out set (NaN: not yet known).
@@ -204,7 +204,7 @@ class SecondOrder(ABC):
 
     def __init__(self, options: SecondOrderOptions, state: SecondOrderState, seed: int) -> None:
         self.options, self.state, self.seed = options, state, seed
-        self._gradient: torch.Tensor | None = None  # g per frame at θ (N,); a resumed run computes the same again
+        self._b: torch.Tensor | None = None  # −g per frame at θ (N,); a resumed run computes the same again
         self._loss_at_theta = math.nan
         self._wanted_share = 1.0  # what the variance test asks of the next gradient sample
         self._mean_square: torch.Tensor | None = None  # of utterances' gradients at θ (N,), for Jacobi
@@ -216,8 +216,15 @@ class SecondOrder(ABC):
         """The method as configured, in a few lines."""
 
     @abstractmethod
-    def solve(self, objective: Objective, lin: Linearisation, gradient: torch.Tensor, watch_drift: bool) -> Search:
-        """Solve the method's systems on an open linearisation, for a direction d with φ(d) < 0."""
+    def solve(self, objective: Objective, lin: Linearisation, b: torch.Tensor, watch_drift: bool) -> Search:
+        """Solve the method's systems on an open linearisation, for a direction d with φ(d) < 0.
+
+        Args:
+            objective: for held-out losses of candidates.
+            lin: of θ and the curvature sample.
+            b: −g (N,), not to be changed.
+            watch_drift: whether products are imprecise, so that the solve may be asked for again.
+        """
 
     def blocks(self, objective: Objective) -> Blocks:
         """The partition of θ: one block, unless the method says otherwise."""
@@ -234,27 +241,29 @@ class SecondOrder(ABC):
         state.update += 1
         if math.isnan(state.heldout):
             self._take_stock(objective)
-        if self._gradient is None:
+        if self._b is None:
             objective.begin_update()
             self._blocks = self.blocks(objective)
             self._regulariser = Regulariser(objective, state.theta, options.weight_decay)
-            self._gradient, self._loss_at_theta = self._evaluate_gradient(objective)
-        gradient = self._gradient
+            gradient, self._loss_at_theta = self._evaluate_gradient(objective)
+            self._b = gradient.neg_()
+            del gradient
+        b = self._b
         report = StepReport(
-            state.update, False, self._loss_at_theta, state.heldout, norm(gradient), 0.0, damping=state.damping
+            state.update, False, self._loss_at_theta, state.heldout, norm(b), 0.0, damping=state.damping
         )
-        search = self._search(objective, gradient, report)
+        search = self._search(objective, b, report)
         solution = search.result
         if options.accept == "always":
             self._move_always(objective, solution, report)
         else:
-            self._choose(objective, gradient, search, report)
+            self._choose(objective, b, search, report)
         report.note += search.remark
         self._conclude(objective, solution, report)
         report.add_account(objective.account, time.perf_counter() - begin)
         return report
 
-    def _choose(self, objective: Objective, gradient: torch.Tensor, search: Search, report: StepReport) -> None:
+    def _choose(self, objective: Objective, b: torch.Tensor, search: Search, report: StepReport) -> None:
         """The candidate of lowest held-out loss; nothing moves unless it is below that of θ."""
         state, iterates, best = self.state, search.result.iterates, search.best
         if self.options.candidates == "backtrack" and iterates:
@@ -262,17 +271,15 @@ class SecondOrder(ABC):
         if best is None:
             report.note = f"rejected: {search.result.reason.value}"
         elif best[1] < state.heldout:
-            self._try(objective, gradient, *best, report)
+            self._try(objective, b, *best, report)
         else:
             report.note = "rejected: no CG iterate lowers the held-out loss"
 
-    def _try(
-        self, objective: Objective, gradient: torch.Tensor, chosen: Iterate, heldout: float, report: StepReport
-    ) -> None:
+    def _try(self, objective: Objective, b: torch.Tensor, chosen: Iterate, heldout: float, report: StepReport) -> None:
         """ρ and Armijo along the chosen iterate; θ moves and λ follows ρ unless Armijo or held-out loss forbid it."""
         state, d, current = self.state, chosen.x, self._loss_at_theta
         loss_at_d = self._loss(objective, state.theta + d)
-        slope = dot(gradient, d)
+        slope = -dot(b, d)
         predicted = chosen.quadratic - 0.5 * state.damping * dot(d, d)  # q(d) = φ(d) − ½λ‖d‖²
         report.rho = (loss_at_d - current) / predicted if predicted < -NEGLIGIBLE else None
         found = armijo(
@@ -312,21 +319,21 @@ class SecondOrder(ABC):
                 self._take_stock(objective)
                 report.heldout = state.heldout
             state.rejections = 0
-            state.direction = solution.x if options.warm_start else torch.empty(0)
+            state.direction = solution.x.mul_(options.warm_start) if options.warm_start else torch.empty(0)
         else:
             state.rejections += 1
             state.direction = torch.empty(0)
             state.damping = options.damping.after_rejection(state.damping)
         shares = options.growth.after(state.gradient_share, state.curvature_share, self._wanted_share)
         if report.accepted or shares[0] != state.gradient_share:  # a larger sample may see what this one did not
-            state.gradient_update, self._gradient, self._mean_square = state.update + 1, None, None
+            state.gradient_update, self._b, self._mean_square = state.update + 1, None, None
         state.gradient_share, state.curvature_share = shares
         if state.update >= options.updates:
             state.finished = f"all {options.updates} updates are done"
         elif state.rejections >= options.stop_rejections:
             state.finished = f"{state.rejections} updates in a row were rejected"
 
-    def _search(self, objective: Objective, gradient: torch.Tensor, report: StepReport) -> Search:
+    def _search(self, objective: Objective, b: torch.Tensor, report: StepReport) -> Search:
         """The method's systems in the run's precision, or from then on in fp32 if that is found too coarse."""
         state, remark = self.state, ""
         sample = self._sample(objective, "curvature")
@@ -334,7 +341,7 @@ class SecondOrder(ABC):
             precision, why = objective.choose_precision(state.theta, sample)
             state.precision, remark = precision.value, f"; {why}"
         self._prepare_preconditioner(objective)
-        search = self._solve_in(Precision(state.precision), objective, sample, gradient, report)
+        search = self._solve_in(Precision(state.precision), objective, sample, b, report)
         solution = search.result
         if solution.reason is StopReason.DRIFT:
             remark += (
@@ -342,7 +349,7 @@ class SecondOrder(ABC):
                 f"CG's recursion by {solution.drift:.2g} of the gradient after {solution.iterations} iterations"
             )
             state.precision = Precision.FP32.value
-            search = self._solve_in(Precision.FP32, objective, sample, gradient, report)
+            search = self._solve_in(Precision.FP32, objective, sample, b, report)
         search.remark += remark
         report.precision = state.precision
         report.cg_iterations = search.result.iterations + search.inner_iterations
@@ -350,12 +357,12 @@ class SecondOrder(ABC):
         return search
 
     def _solve_in(
-        self, precision: Precision, objective: Objective, sample: Sample, gradient: torch.Tensor, report: StepReport
+        self, precision: Precision, objective: Objective, sample: Sample, b: torch.Tensor, report: StepReport
     ) -> Search:
         account = objective.account
         with objective.linearize(self.state.theta, sample, precision) as lin:
             begin, before = time.perf_counter(), _on_ranks(account)
-            search = self.solve(objective, lin, gradient, precision is not Precision.FP32)
+            search = self.solve(objective, lin, b, precision is not Precision.FP32)
             own = time.perf_counter() - begin - (_on_ranks(account) - before)
         report.master_per_iteration = own / max(1, search.result.iterations + search.inner_iterations)
         return search
@@ -383,10 +390,12 @@ class SecondOrder(ABC):
 
         return product
 
-    def warm_start(self) -> torch.Tensor | None:
-        """β·d_N of the update before, where there is one."""
-        state, beta = self.state, self.options.warm_start
-        return state.direction * beta if state.direction.numel() and beta else None
+    def warm_start(self, again: bool) -> torch.Tensor | None:
+        """β·d_N of the update before, where there is one; it is given away unless the solve may be done `again`."""
+        start = self.state.direction
+        if not again:
+            self.state.direction = torch.empty(0)
+        return start if start.numel() else None
 
     def each_candidate(self, objective: Objective) -> EachAsItAppears:
         """Evaluates candidates d at θ + d on the held-out set."""

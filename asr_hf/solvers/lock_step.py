@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 
@@ -26,19 +27,24 @@ def lock_step(solves: Sequence[Steps], product: Products) -> list[CgResult]:
     """
     results: dict[int, CgResult] = {}
 
-    def advance(index: int, answer: torch.Tensor | None) -> torch.Tensor | None:
+    def advance(index: int, step: Callable[[], torch.Tensor]) -> torch.Tensor | None:
         """The next vector of a solve; None when it has finished."""
         try:
-            return next(solves[index]) if answer is None else solves[index].send(answer)
+            return step()
         except StopIteration as stop:
             results[index] = stop.value
             return None
 
-    vectors = [advance(index, None) for index in range(len(solves))]
+    vectors = [advance(index, partial(next, solve)) for index, solve in enumerate(solves)]
     while len(results) < len(solves):
-        answers = product(vectors)
-        vectors = [advance(index, answers[index]) if index not in results else None for index in range(len(solves))]
-        del answers
+        answers = {index: answer for index, answer in enumerate(product(vectors)) if answer is not None}
+
+        def answered(index: int, answers: dict[int, torch.Tensor] = answers) -> torch.Tensor:
+            return solves[index].send(answers.pop(index))  # which alone holds it then
+
+        vectors = [
+            advance(index, partial(answered, index)) if index in answers else None for index in range(len(solves))
+        ]
     return [results[index] for index in range(len(solves))]
 
 

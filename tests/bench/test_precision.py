@@ -121,7 +121,7 @@ def test_gradient_and_sample_are_those_of_the_run_itself(folder: Path, tmp_path:
     train(tmp_path / "longer", longer, to_yaml(longer))
     optimizer, objective = bench._restored(opened(folder / "lstm"), print)
     optimizer.prepare(objective, None)
-    assert torch.equal(optimizer.gradient, seen[3][0])
+    assert torch.equal(optimizer.gradient, -seen[3][0])
     assert optimizer.sample == seen[3][1]
     optimizer.prepare(objective, 2)
     assert optimizer.sample.update == 2
