@@ -1,5 +1,5 @@
 # What the recipes share: options, stages that remember what they did, MPI. Sourced by recipes/<corpus>/run.sh, which sets
-# `corpus` and the defaults of its own options first.
+# `corpus` and the defaults of its own options first (and `script`, if it is not run.sh).
 #
 #   --stage N       run from stage N on, finished or not (without it, finished stages are skipped)
 #   --stop-stage M  stop after stage M
@@ -21,9 +21,10 @@ nj=$((cores < 4 ? cores : 4))
 ranks=2
 seed=0
 dir=
+script=recipes/$corpus/${script:-run.sh}
 
 fail() {
-  echo "recipes/$corpus/run.sh: error: $*" >&2
+  echo "$script: error: $*" >&2
   exit 2
 }
 
@@ -32,7 +33,7 @@ parse_options() {
   local name number
   while (($#)); do
     if [[ $1 == --help || $1 == -h ]]; then
-      sed -n '1d;/^set /q;s/^# \{0,1\}//p' "recipes/$corpus/run.sh"
+      sed -n '1d;/^set /q;s/^# \{0,1\}//p' "$script"
       sed -n 's/^# *--/  --/p' recipes/common.sh
       exit 0
     fi
@@ -92,7 +93,7 @@ stage() {
   if ((status)); then
     printf ' failed with status %d\n' "$status"
     tail -n 15 "$log" >&2
-    echo "recipes/$corpus/run.sh: stage $number failed; all of its output: $log; running again goes on from here" >&2
+    echo "$script: stage $number failed; all of its output: $log; running again goes on from here" >&2
     exit "$status"
   fi
   seconds_since "$began_at" >"$finished.seconds"

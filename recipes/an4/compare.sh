@@ -1,0 +1,66 @@
+#!/usr/bin/env bash
+# Optimisers beside each other on AN4, tuned alike and run at equal cost: hours on 2 cores, and it goes on where it stopped.
+#
+#   AN4_ROOT=…/an4_sphere.tar.gz recipes/an4/compare.sh [--stage N] [--stop-stage M] [--nj N] …
+#
+# Takes features and alignments from exp/an4 (made if they are not there) and the folds from exp/an4-fold1 to 4. Everything
+# else goes to exp/an4-compare: <model>-<start>/compare.json and compare.html. compare/*.yaml lists systems and trials.
+#
+set -euo pipefail
+[[ -z ${AN4_ROOT:-} ]] || AN4_ROOT=$(realpath "$AN4_ROOT")
+export AN4_ROOT
+corpus=an4 fold='' script=compare.sh
+source "$(dirname "${BASH_SOURCE[0]}")/../common.sh"
+dir=$root/exp/an4-compare
+parse_options "$@"
+
+conf=recipes/an4/conf systems=recipes/an4/compare seeds="0 1 2"
+
+# of FEATS ALI: the corpus of a run
+of() { echo "corpus.train=$1/train corpus.heldout=$1/heldout corpus.alignments=$2"; }
+align_dev() { asr-hf align exp/an4/fbank/dev exp/an4/lang exp/an4/dnn-for-alignment "$dir/ali-dev"; }
+
+# first_epoch OUT MODEL SEED FEATS ALI
+first_epoch() {
+  $resume || rm -rf "$1"
+  asr-hf train "$1" --config-dir "$conf" $(of "$4" "$5") model="$2" optimizer=sgd_an4 optimizer.epochs=1 training.seed="$3"
+}
+first_epochs() {
+  local s
+  for s in $seeds; do
+    first_epoch "$dir/start-dnn-$s" an4_small "$s" exp/an4/fbank exp/an4/ali
+    first_epoch "$dir/start-tdnn-$s" an4_tdnn_small "$s" exp/an4/fbank exp/an4/ali
+  done
+}
+
+# compare NAME MODEL START FILE…: START is random or warm
+compare() {
+  local name=$1 model=$2 start=$3 init=()
+  [[ $start == random ]] || init=("training.init='$dir/start-${name%%-*}-{seed}'")
+  asr-hf compare "$dir/$name" "${@:4}" --config-dir "$conf" --seeds 0,1,2 --budget 20 --trial-budget 8 --jobs "$nj" \
+    --dev exp/an4/fbank/dev --dev-alignments "$dir/ali-dev" --graph exp/an4/graph-tri --wer-seeds 0 \
+    --decode-dev exp/an4/fbank/dev --decode-test exp/an4/fbank/test --reference hf \
+    $(of exp/an4/fbank exp/an4/ali) model="$model" "${init[@]}"
+}
+
+# on_fold K: the winners after an epoch of SGD, on a fold with alignments of its triphone GMM
+on_fold() {
+  local fold=exp/an4-fold$1
+  recipes/an4/run.sh --fold "$1" --stop-stage 5 --nj "$nj"
+  resume=false first_epoch "$dir/start-fold$1-0" an4_small 0 "$fold/fbank" "$fold/tri"
+  asr-hf compare "$dir/fold$1" "$systems/warm.yaml" --config-dir "$conf" --seeds 0 --budget 20 --jobs "$nj" \
+    --tuned "$dir/dnn-warm/compare.json" --graph "$fold/graph-tri" \
+    --decode-dev "$fold/fbank/dev" --decode-test "$fold/fbank/test" --reference hf \
+    $(of "$fold/fbank" "$fold/tri") model=an4_small "training.init='$dir/start-fold$1-{seed}'"
+}
+
+stage 0 "features, GMMs and alignments of the corpus" recipes/an4/run.sh --stop-stage 8 --nj "$nj" --ranks "$ranks"
+stage 1 "alignment of dev, to tune on" align_dev
+stage 2 "an epoch of SGD: where warm runs start" first_epochs
+stage 3 "DNN from random weights" compare dnn-random an4_small random "$systems"/{,samples-}random.yaml
+stage 4 "DNN after an epoch of SGD" compare dnn-warm an4_small warm "$systems"/{,samples-}warm.yaml
+stage 5 "TDNN from random weights" compare tdnn-random an4_tdnn_small random "$systems"/random.yaml
+stage 6 "TDNN after an epoch of SGD" compare tdnn-warm an4_tdnn_small warm "$systems"/warm.yaml
+for k in 1 2 3 4; do
+  stage $((6 + k)) "fold $k: the winners after an epoch of SGD" on_fold "$k"
+done
