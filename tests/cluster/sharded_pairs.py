@@ -7,6 +7,7 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
@@ -37,7 +38,7 @@ CUT = [(size, *ranks) for size in SIZES for ranks in ((1, 0), (2, 0), (2, 1), (3
 def master(corpus: Path, out: Path, dedicated: bool) -> None:
     options = {
         "corpus": CorpusOptions(str(corpus / "train"), str(corpus / "heldout"), str(corpus / "ali")),
-        "model": DnnOptions(hidden_layers=1, width=12, context=1, norm="none"),
+        "model": DnnOptions(hidden_layers=1, width=3000, context=1, norm="none"),
         "criterion": CrossEntropyOptions(),
         "curvature": CurvatureOptions(),
         "cluster": ClusterOptions(dedicated_master=dedicated),
@@ -62,7 +63,7 @@ def master(corpus: Path, out: Path, dedicated: bool) -> None:
         "differences": differences,
         "held": store._own.pairs.vectors()[0].shape[1] / BLOCK,
         "vectors": moved(objective, theta.numel()),
-        "live": live_stores(objective, theta),
+        "runs": [whole_run(objective, theta, inside) for inside in (False, True)],
         "shelf": [len(shelf) for shelf in obeying(Shelf(objective.ranks, 0, objective.device))],
         "cuts": {f"{size} {ranks} {reserved}": cuts(size, ranks, reserved) for size, ranks, reserved in CUT},
     }
@@ -155,28 +156,28 @@ def moved(objective: ClusterObjective, size: int) -> float:
     return objective.account.vectors * size / half
 
 
-def live_stores(objective: ClusterObjective, theta: torch.Tensor) -> list[int]:
-    """Stores on the ranks that runs of two blocks leave behind: pairs used in the next solve, and at once."""
-    live = []
-    for inside in (False, True):
-        told: Counter[str] = Counter()
-        tell = objective._tell_store
+def whole_run(objective: ClusterObjective, theta: torch.Tensor, inside: bool) -> tuple[bool, int]:
+    """Whether runs of two blocks, sharded and not, end at one θ; and how many stores the first leaves on the ranks."""
+    told: Counter[Operation] = Counter()
+    tell = objective._tell_store
 
-        def counted(store: int, operation: Operation, *rest: int, told=told, tell=tell, **fields: float):
-            told[operation.name] += 1
-            return tell(store, operation, *rest, **fields)
+    def counted(store: int, operation: Operation, *moved: int, **fields: float) -> AbstractContextManager[None]:
+        told[operation] += 1
+        return tell(store, operation, *moved, **fields)
 
-        objective._tell_store = counted  # type: ignore[method-assign]
-        kinds = PreconditionerOptions(["lbfgs"], pairs=4, sharded=True, inside=inside)
-        beta = "flexible" if inside else "standard"
-        run = HfOptions(updates=3, curvature_share=0.3, blocks=2, preconditioner=kinds, cg=CgOptions(6, beta=beta))
-        optimizer = run.start(theta.clone(), 0)
+    objective._tell_store = counted  # type: ignore[method-assign]
+    ends = []
+    for sharded in (True, False):
+        kinds = PreconditionerOptions(["lbfgs"], pairs=4, sharded=sharded, inside=inside)
+        cg = CgOptions(6, beta="flexible" if inside else "standard")
+        optimizer = HfOptions(3, 0.5, 0.2, preconditioner=kinds, cg=cg, blocks=2).start(theta.clone(), 0)
         while not optimizer.state.finished:
             optimizer.step(objective)
-        objective._tell_store = tell  # type: ignore[method-assign]
-        assert told["ALONG"] > 0
-        live.append(told["NEW"] - told["DROP"])
-    return live
+        ends.append(optimizer.best()[0])
+    objective._tell_store = tell  # type: ignore[method-assign]
+    assert told[Operation.COMBINE] > 0
+    assert not torch.equal(ends[0], theta)
+    return torch.equal(*ends), told[Operation.NEW] - told[Operation.DROP]
 
 
 def obeying(shelf: Shelf) -> Iterator[Shelf]:

@@ -23,7 +23,7 @@ def test_sharded_stores_give_the_bits_of_one_process(
         "differences": [],
         "held": held,  # blocks of three that the master keeps
         "vectors": 2 * 2 + 1 + 1 + 1,  # two pairs, the diagonal once, r, and what is combined
-        "live": [2, 2],  # the stores of the two blocks, and no other
+        "runs": [[True, 2], [True, 2]],  # the same θ; the stores of the two blocks, and no other, are left
         "shelf": [1, 2, 1],  # a worker frees what the master drops
     }
 

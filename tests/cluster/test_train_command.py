@@ -26,12 +26,19 @@ def arguments(corpus: Path, run: Path, *more: str) -> list[str]:
     return ["-m", "asr_hf.cli.main", "train", str(run), *data, *SMALL, "optimizer.minibatch_frames=200", *more]
 
 
+SHARDED = [
+    "optimizer.blocks=2",
+    "optimizer.preconditioner.kinds=[lbfgs]",
+    "optimizer.preconditioner.pairs=4",
+    "optimizer.preconditioner.sharded=true",
+]
+
+
 def test_a_run_on_two_ranks_equals_that_on_one_and_goes_on_on_three(tiny_corpus, tmp_path, mpiexec) -> None:
-    one = subprocess.run(
-        [sys.executable, *arguments(tiny_corpus, tmp_path / "one")], capture_output=True, text=True, check=False
-    )
+    command = [sys.executable, *arguments(tiny_corpus, tmp_path / "one", *SHARDED)]
+    one = subprocess.run(command, capture_output=True, text=True, check=False)
     assert one.returncode == 0, one.stderr
-    two = mpiexec(2, *arguments(tiny_corpus, tmp_path / "two"))
+    two = mpiexec(2, *arguments(tiny_corpus, tmp_path / "two", *SHARDED))
     assert two.returncode == 0, two.stderr
     assert two.stdout.count("starting a new run") == 1
     # the same run, cut back to its second update and resumed on three ranks
@@ -39,7 +46,7 @@ def test_a_run_on_two_ranks_equals_that_on_one_and_goes_on_on_three(tiny_corpus,
     before = load_file(run / "model.safetensors")
     for path in ("model.json", "model.safetensors", "checkpoints/000004-00000000/state.json"):
         (run / path).unlink()
-    three = mpiexec(3, *arguments(tiny_corpus, run, "cluster.dedicated_master=true"))
+    three = mpiexec(3, *arguments(tiny_corpus, run, *SHARDED, "cluster.dedicated_master=true"))
     assert three.returncode == 0, three.stderr
     assert "is damaged" in three.stdout
     assert "resuming" in three.stdout
