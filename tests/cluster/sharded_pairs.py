@@ -107,7 +107,8 @@ def compare(objective: ClusterObjective, size: int, dtype: torch.dtype) -> list[
     for store in (sharded, whole):
         store.restore(*kept)
     look("restoring")
-    diagonals[1].mul_(2)  # in place: the ranks need it anew
+    diagonals[-1].mul_(2)  # in place, the one used last: the ranks need it anew
+    diagonals.reverse()
     look("another diagonal")
     sharded.drop()
     return found
