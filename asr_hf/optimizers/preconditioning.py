@@ -95,6 +95,8 @@ class PairMemory:
         """S and Y (m, N), the newest last; a block with fewer pairs than others has zeros before them."""
         if not any(store.count for store in self.stores):
             return torch.empty(0), torch.empty(0)
+        if len(self.stores) == 1:
+            return self.stores[0].vectors()
         s_mN, y_mN = (self._stacked(column) for column in zip(*(store.vectors() for store in self.stores), strict=True))
         return s_mN, y_mN
 
