@@ -29,11 +29,13 @@ def require_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
     require(value in choices, name, value, f"must be one of {', '.join(choices)}")
 
 
-def describe(options: type, group: str) -> list[tuple[str, str, str]]:
+def describe(options: Any, group: str) -> list[tuple[str, str, str]]:
     """(name, default, sentence) of every option of a dataclass and of the dataclasses inside it, for `--help`."""
     rows: list[tuple[str, str, str]] = []
     for field in dataclasses.fields(options):
-        if field.default is not dataclasses.MISSING:
+        if not isinstance(options, type):
+            default = getattr(options, field.name)  # what the outer dataclass sets inside it
+        elif field.default is not dataclasses.MISSING:
             default = field.default
         elif field.default_factory is not dataclasses.MISSING:
             default = field.default_factory()
@@ -41,7 +43,7 @@ def describe(options: type, group: str) -> list[tuple[str, str, str]]:
             default = "(required)"
         name = f"{group}.{field.name}"
         if dataclasses.is_dataclass(default):
-            rows += describe(type(default), name)
+            rows += describe(default, name)
         else:
             shown = f"{default:.4g}" if isinstance(default, float) else str(default)
             rows.append((name, shown, field.metadata.get("help", "")))

@@ -10,6 +10,8 @@ from asr_hf.cli.config import compose, from_yaml, to_yaml
 from asr_hf.errors import InputError
 from asr_hf.models.dnn import DnnOptions
 from asr_hf.optimizers.first_order import AdamOptions, SgdOptions
+from asr_hf.optimizers.ng import NgOptions
+from asr_hf.options import describe
 
 
 def without(text: str, *names: str) -> str:
@@ -73,3 +75,9 @@ def test_equally_near_choices_are_refused(monkeypatch, tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("model: {height: 3}\n")
     with pytest.raises(InputError, match="of no model of this version"):
         from_yaml(tmp_path / "config.yaml", ("model",))
+
+
+def test_help_shows_the_defaults_that_a_method_sets_inside_its_groups() -> None:
+    shown = dict((name, default) for name, default, _ in describe(NgOptions, "optimizer"))
+    assert shown["optimizer.cg.max_iterations"] == str(NgOptions().cg.max_iterations) == "8"
+    assert shown["optimizer.damping.drop"] == "0.5"
