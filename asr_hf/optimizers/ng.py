@@ -8,7 +8,7 @@
 
 δ are the scores of an utterance over all its frames (p − onehot for cross-entropy), whatever criterion g is of. Since
 gᵀF⁻¹g ≤ 1 per utterance where g and F are of the same utterances, the model of F promises half a nat an utterance
-at most: enough for sequence criteria, short for frame criteria, where length "gauss_newton" helps.
+at most: enough for sequence criteria, short for frame criteria, where length "gauss_newton" or fisher "frame" help.
 The papers use no damping and leave the choice of M to held-out data; F has at most as many dimensions as S_c has
 utterances, and λ = 0 is allowed by `damping.initial` = `damping.smallest` = a small number and `damping.drop` = 1.
 
@@ -28,7 +28,7 @@ from asr_hf.options import option, require, require_choice
 from asr_hf.solvers.cg import CgOptions, CgResult, Operator, Progress, conjugate_gradients, scaled_directions, view
 from asr_hf.solvers.vectors import dot, norm
 
-FISHER = "utterance_fisher"
+FISHER = {"utterance": "utterance_fisher", "frame": "frame_fisher"}
 
 
 @dataclass
@@ -39,6 +39,7 @@ class FisherOptions(SecondOrderOptions):
         0.1, "share of the training utterances in the curvature sample, drawn anew per update"
     )
     candidates: str = option("each", "each: every iterate as it appears, the best retained")
+    fisher: str = option("utterance", "scores δ of whole utterances (the papers'), or of single frames")
     scale_directions: bool = option(True, "multiply matrices with directions as long as θ, and scale back")
     cg: CgOptions = field(
         default_factory=lambda: CgOptions(max_iterations=8, progress_tolerance=0.0),
@@ -48,20 +49,25 @@ class FisherOptions(SecondOrderOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self.candidates == "each", "optimizer.candidates", self.candidates, "must be each")
+        require_choice("optimizer.fisher", self.fisher, tuple(FISHER))
 
 
 class WithFisher(SecondOrder):
-    """A method with the empirical Fisher matrix of utterances."""
+    """A method with the empirical Fisher matrix."""
 
     options: FisherOptions
+
+    def fisher(self, lin: Linearisation, damping: float) -> Operator:
+        """v ↦ (F + λI)v per frame."""
+        return self.scaled(self.damped(lin, FISHER[self.options.fisher], damping))
 
     def scaled(self, product: Operator) -> Operator:
         """The product, taken of directions as long as θ."""
         return scaled_directions(product, norm(self.state.theta)) if self.options.scale_directions else product
 
     def _sample(self, objective: Objective, purpose: str) -> Sample:
-        """The curvature sample consists of whole utterances, since δδᵀ is theirs."""
-        if purpose != "curvature":
+        """The curvature sample consists of whole utterances where δδᵀ is theirs."""
+        if purpose != "curvature" or self.options.fisher == "frame":
             return super()._sample(objective, purpose)
         state, frames, masks = self.state, self.options.curvature_minibatch_frames, self.state.gradient_update
         if state.curvature_share == 1.0:
@@ -93,7 +99,7 @@ class NaturalGradient(WithFisher):
 
     def solve(self, objective: Objective, lin: Linearisation, b: torch.Tensor, watch_drift: bool) -> Search:
         """CG on (F + λI) d = −g; every iterate is a candidate, at its length."""
-        fisher, hessian = self.scaled(self.damped(lin, FISHER)), self.scaled(self.damped(lin))
+        fisher, hessian = self.fisher(lin, self.state.damping), self.scaled(self.damped(lin))
         each = self.each_candidate(objective)
         at_minimum = AtMinimum(b, lambda at: dot(at.x, hessian(at.x)), each.offer)
         longer = self.options.length == "gauss_newton"

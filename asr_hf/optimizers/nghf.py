@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from asr_hf.objective.objective import Linearisation, Objective
-from asr_hf.optimizers.ng import FISHER, AtMinimum, FisherOptions, WithFisher
+from asr_hf.optimizers.ng import AtMinimum, FisherOptions, WithFisher
 from asr_hf.optimizers.second_order import Search
 from asr_hf.options import option, require, require_choice
 from asr_hf.solvers.cg import conjugate_gradients, view
@@ -90,7 +90,7 @@ class Nghf(WithFisher):
     ) -> tuple[torch.Tensor, int]:
         """The natural gradient by CG, steepest descent if CG cannot make a step; and the iterations."""
         options = self.options
-        fisher = self.scaled(self.damped(lin, FISHER, options.fisher_damping * self.state.damping))
+        fisher = self.fisher(lin, options.fisher_damping * self.state.damping)
         few = replace(options.cg, max_iterations=options.fisher_iterations)
         found = conjugate_gradients(fisher, b, few, watch_drift=watch_drift, keep=(), preconditioner=preconditioner)
         return (found.x, found.iterations) if found.iterations else (b.clone(), 0)

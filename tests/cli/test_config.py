@@ -78,6 +78,6 @@ def test_equally_near_choices_are_refused(monkeypatch, tmp_path: Path) -> None:
 
 
 def test_help_shows_the_defaults_that_a_method_sets_inside_its_groups() -> None:
-    shown = dict((name, default) for name, default, _ in describe(NgOptions, "optimizer"))
+    shown = {name: default for name, default, _ in describe(NgOptions, "optimizer")}
     assert shown["optimizer.cg.max_iterations"] == str(NgOptions().cg.max_iterations) == "8"
     assert shown["optimizer.damping.drop"] == "0.5"

@@ -139,6 +139,9 @@ def test_natural_gradient_is_the_solution_with_the_fisher_of_utterances(small_ob
     fisher = scores.T @ scores / frames
     exact = np.linalg.solve(fisher + 0.3 * np.eye(len(theta)), -scores.sum(axis=0) / frames)
     assert relative(direction(objective, theta, NgOptions(**WHOLE)), exact) < 1e-4
+    singly = dense(objective, theta, Matrix("frame_fisher")) + 0.3 * np.eye(len(theta))
+    of_frames = np.linalg.solve(singly, -scores.sum(axis=0) / frames)
+    assert relative(direction(objective, theta, NgOptions(**WHOLE, fisher="frame")), of_frames) < 1e-4
     hessian = dense(objective, theta, Matrix()) + 0.3 * np.eye(len(theta))
     longer = exact * (-scores.sum(axis=0) / frames @ exact) / (exact @ hessian @ exact)
     assert relative(direction(objective, theta, NgOptions(**WHOLE, length="gauss_newton")), longer) < 1e-4
