@@ -7,22 +7,25 @@
     θ ← θ + αd, α by Armijo on S_g
 
 With blocks, (G_bb + λI) d_b = −g_b for every block b of the parameters. All systems are solved in lock-step, so that
-one round of communication serves all; a block that is done is frozen while others go on.
+one round of communication serves all; a block that is done is frozen while others go on. Blocks know nothing of each
+other, and all that move at once overshoot together: length "gauss_newton" takes d to the minimum of the whole φ on it.
 With L-BFGS preconditioner, flexible CG and geometric samples it is Sainath's.
 
 Source: Kingsbury, Sainath and Soltau (2012), algorithm 1; Martens (2010); Sainath et al. (2013); Zhang et al. (2017).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from asr_hf.objective.objective import Linearisation, Objective
 from asr_hf.optimizers.blocks import Blocks, partition
+from asr_hf.optimizers.line_search import backtrack, minimum_along
 from asr_hf.optimizers.second_order import Search, SecondOrder, SecondOrderOptions
-from asr_hf.options import option, require
-from asr_hf.solvers.cg import Progress, cg_steps, view
+from asr_hf.options import option, require, require_choice
+from asr_hf.solvers.cg import CgResult, Iterate, Progress, cg_steps, view
 from asr_hf.solvers.lock_step import combine, lock_step
+from asr_hf.solvers.vectors import dot
 
 
 @dataclass
@@ -35,8 +38,13 @@ class HfOptions(SecondOrderOptions):
         [], "the blocks by the names of asr-hf model show, e.g. [[layer1,layer2],[output]]"
     )
 
+    length: str = option(
+        "cg", "of joined blocks: cg, as their systems give it, or gauss_newton, by the whole matrix (a product each)"
+    )
+
     def __post_init__(self) -> None:
         super().__post_init__()
+        require_choice("optimizer.length", self.length, ("cg", "gauss_newton"))
         require(self.blocks >= 1, "optimizer.blocks", self.blocks, "must be at least 1")
         whole = self.blocks == 1 and len(self.partition) <= 1
         require(
@@ -92,4 +100,24 @@ class HessianFree(SecondOrder):
         results = lock_step(solves, products)
         self.keep_pairs(collected)
         result = combine(results, blocks.join)
+        del results
+        if options.length == "gauss_newton" and len(blocks) > 1:
+            return self._at_length(objective, lin, b, result)
         return Search(result, each.best if each else None)
+
+    def _at_length(self, objective: Objective, lin: Linearisation, b: torch.Tensor, result: CgResult) -> Search:
+        """Backtracking over d at the minimum of the whole φ along it: blocks that move at once overshoot together."""
+        whole = self.damped(lin)
+
+        def at_minimum(d: Iterate) -> Iterate:
+            alpha, quadratic = minimum_along(dot(b, d.x), dot(d.x, whole(d.x)))
+            return Iterate(alpha * d.x, d.iteration, quadratic)
+
+        if not result.iterates:
+            return Search(result)
+        if self.options.accept == "always":
+            last = at_minimum(result.iterates[-1])
+            return Search(replace(result, x=last.x, quadratic=last.quadratic))
+        state, candidates = self.state, map(at_minimum, reversed(result.iterates))
+        best = backtrack(candidates, lambda d: self._heldout(objective, state.theta + d.x), state.heldout)
+        return Search(result, best)

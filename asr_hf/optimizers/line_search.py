@@ -1,7 +1,7 @@
 """Choosing among CG iterates on held-out data, and Armijo's step on the gradient sample."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from asr_hf.options import option, require
@@ -23,12 +23,12 @@ class ArmijoOptions:
 
 
 def backtrack(
-    iterates: Sequence[Iterate], heldout: Callable[[Iterate], float], current: float
+    iterates: Iterable[Iterate], heldout: Callable[[Iterate], float], current: float
 ) -> tuple[Iterate, float]:
     """Walk down the kept iterates from the last, until held-out loss has begun to fall below `current` and rises again.
 
     Args:
-        iterates: kept iterates in the order of CG.
+        iterates: kept iterates, the last of CG first.
         heldout: loss at θ + iterate.
         current: held-out loss at θ.
 
@@ -37,14 +37,28 @@ def backtrack(
 
     Source: Kingsbury et al. (2012), algorithm 1; Martens (2010), section 4.6.
     """
-    best, best_loss = iterates[-1], heldout(iterates[-1])
-    for candidate in reversed(iterates[:-1]):
+    candidates = iter(iterates)
+    best = next(candidates)
+    best_loss = heldout(best)
+    for candidate in candidates:
         loss = heldout(candidate)
         if current >= best_loss and loss >= best_loss:
             break
         if loss < best_loss:
             best, best_loss = candidate, loss
     return best, best_loss
+
+
+def minimum_along(descent: float, curvature: float) -> tuple[float, float]:
+    """α and φ(αd) at the minimum of φ(αd) = −α bᵀd + ½α² dᵀAd; both 0 where d does not go downhill.
+
+    Args:
+        descent: bᵀd, b the negative gradient.
+        curvature: dᵀAd.
+    """
+    if descent <= 0 or curvature <= 0:
+        return 0.0, 0.0
+    return descent / curvature, -0.5 * descent * descent / curvature
 
 
 def armijo(

@@ -22,6 +22,7 @@ import torch
 
 from asr_hf.data.plan import Sample
 from asr_hf.objective.objective import Linearisation, Objective
+from asr_hf.optimizers.line_search import minimum_along
 from asr_hf.optimizers.samples import utterances, whole_utterances
 from asr_hf.optimizers.second_order import Search, SecondOrder, SecondOrderOptions
 from asr_hf.options import option, require, require_choice
@@ -137,11 +138,10 @@ class AtMinimum:
         self._last = 0.0, 0.0  # α and φ of the last iterate
 
     def __call__(self, progress: Progress) -> None:
-        descent, curvature = dot(self._b, progress.x), self._curvature(progress)
-        if descent > 0 and curvature > 0:
-            alpha = descent / curvature
-            self._last = alpha, -0.5 * alpha * descent
-            self._offer(replace(progress, x=alpha * progress.x, quadratic=self._last[1]))
+        alpha, quadratic = minimum_along(dot(self._b, progress.x), self._curvature(progress))
+        if alpha:
+            self._last = alpha, quadratic
+            self._offer(replace(progress, x=alpha * progress.x, quadratic=quadratic))
 
     def at_last(self, result: CgResult) -> CgResult:
         """The result of the solve with αΔ for its last iterate."""

@@ -165,7 +165,7 @@ class Search:
 
     Attributes:
         result: of the last solve; the quadratic of its iterates is φ.
-        best: with candidates=each the iterate of lowest held-out loss, and that loss; else None.
+        best: the candidate of lowest held-out loss, and that loss, if the method chose it itself; else None.
         remark: for the log.
         inner_iterations: CG iterations of systems before the last.
     """
@@ -266,8 +266,8 @@ class SecondOrder(ABC):
     def _choose(self, objective: Objective, b: torch.Tensor, search: Search, report: StepReport) -> None:
         """The candidate of lowest held-out loss; nothing moves unless it is below that of θ."""
         state, iterates, best = self.state, search.result.iterates, search.best
-        if self.options.candidates == "backtrack" and iterates:
-            best = backtrack(iterates, lambda d: self._heldout(objective, state.theta + d.x), state.heldout)
+        if self.options.candidates == "backtrack" and best is None and iterates:
+            best = backtrack(reversed(iterates), lambda d: self._heldout(objective, state.theta + d.x), state.heldout)
         if best is None:
             report.note = f"rejected: {search.result.reason.value}"
         elif best[1] < state.heldout:

@@ -3,7 +3,7 @@
 import math
 import os
 import shutil
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +79,7 @@ def train(run_dir: Path, options: Options, config_yaml: str) -> str:
     Raises:
         InputError: bad options or data, or a run folder that belongs to other options.
     """
-    if _is_finished(run_dir, config_yaml):
+    if _is_finished(run_dir, config_yaml, options):
         return f"{run_dir} is finished already; remove it to train anew"
     torch.set_num_threads(options["cluster"].threads)
     settings: TrainingOptions = options["training"]
@@ -197,22 +197,31 @@ def _initial(folder: str, model: AcousticModel, evaluator: Evaluator) -> torch.T
     return evaluator.layout.flatten(dict(module.named_parameters())).detach().clone()
 
 
-def _is_finished(run_dir: Path, config_yaml: str) -> bool:
-    """Whether the run is done already; refuses a folder that was begun with other options (OptionError)."""
+def _is_finished(run_dir: Path, config_yaml: str, options: Options) -> bool:
+    """Whether the run is done already; refuses a folder that was begun with other options (OptionError).
+
+    An option that came later had its value in `before` of the options, or else its default.
+    """
+    from omegaconf import OmegaConf
+
     saved = run_dir / "config.yaml"
     if not saved.exists():
         return False
-    before, now = _compared(saved.read_text()), _compared(config_yaml)
-    if before != now:
-        changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
+    later = {group: {**asdict(type(given)()), **getattr(given, "before", {})} for group, given in options.items()}
+    before, now, assumed = (
+        _compared(each) for each in (OmegaConf.load(saved), OmegaConf.create(config_yaml), OmegaConf.create(later))
+    )
+    changed = list(before.keys() - now.keys())
+    changed += [key for key, value in now.items() if before.get(key, assumed[key]) != value]
+    if changed:
         raise OptionError(
-            f"{run_dir} was begun with other options: {', '.join(changed)} differ",
+            f"{run_dir} was begun with other options: {', '.join(sorted(changed))} differ",
             "Name another run folder, or remove this one to train anew.",
         )
     return (run_dir / "model.json").exists()
 
 
-def _compared(config_yaml: str) -> dict[str, Any]:
+def _compared(config: Any) -> dict[str, Any]:
     """Every option of a configuration, flat, without those that do not change results."""
     from omegaconf import OmegaConf
 
@@ -225,7 +234,7 @@ def _compared(config_yaml: str) -> dict[str, Any]:
             else:
                 flat[f"{prefix}{key}"] = value
 
-    walk(OmegaConf.to_container(OmegaConf.create(config_yaml)), "")
+    walk(OmegaConf.to_container(config), "")
     free = (
         "cluster.",
         "optimizer.preconditioner.sharded",

@@ -48,7 +48,7 @@ def test_backtracking_follows_kingsbury(losses: list[float], chosen: int, evalua
         seen.append(iterate.iteration)
         return float(iterate.x)
 
-    best, loss = backtrack(kept(losses), heldout, current=1.0)
+    best, loss = backtrack(reversed(kept(losses)), heldout, current=1.0)
     assert best.iteration == chosen
     assert loss == pytest.approx(losses[chosen - 1])
     assert len(seen) == evaluated

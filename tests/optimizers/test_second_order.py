@@ -46,6 +46,7 @@ METHODS: dict[str, SecondOrderOptions] = {
     ),
     "hf_variance": HfOptions(gradient_share=0.3, minibatch_frames=50, growth=GrowthOptions("variance", theta=0.3)),
     "hf_blocks": HfOptions(blocks=3, preconditioner=PreconditionerOptions(["lbfgs"], pairs=5)),
+    "hf_blocks_longer": HfOptions(blocks=2, length="gauss_newton"),
     "hf_zhang": HfOptions(blocks=2, accept="always", step=0.5, damping=FIXED),
     "ng": NgOptions(),
     "ng_longer": NgOptions(length="gauss_newton"),
@@ -109,6 +110,27 @@ def test_blocks_solve_their_diagonal_blocks(small_objective: Small, groups: list
         plain = replace(options, preconditioner=PreconditionerOptions()).start(theta.clone(), seed=0)
         plain.step(objective)
         assert report.cg_iterations < plain.step(objective).cg_iterations  # it is of use
+
+
+def test_joined_blocks_take_their_length_from_the_whole_matrix(small_objective: Small) -> None:
+    objective, theta = small_objective(model=TINY)
+    groups = [["layer1"], ["layer2"], ["output"]]
+    joined = direction(objective, theta, HfOptions(**WHOLE, partition=groups))
+    scores, frames = utterance_gradients(objective, theta)
+    whole, b = dense(objective, theta, Matrix()) + 0.3 * np.eye(len(theta)), -scores.sum(axis=0) / frames
+    exact = joined * (b @ joined) / (joined @ whole @ joined)
+    longer = HfOptions(**WHOLE, partition=groups, length="gauss_newton")
+    assert relative(direction(objective, theta, longer), exact) < 1e-5
+    optimizer = replace(longer, accept="heldout").start(theta.clone(), seed=0)
+    report = optimizer.step(objective)
+    assert report.accepted
+    chosen = (optimizer.state.theta - theta).double().numpy()
+    assert b @ chosen == pytest.approx(chosen @ whole @ chosen, rel=1e-3)  # the minimum along it
+    loss = [
+        objective.loss(each, Sample("train", "all", 1.0, 2048, True)).mean for each in (theta, optimizer.state.theta)
+    ]
+    quadratic = -b @ chosen + 0.5 * chosen @ (whole - 0.3 * np.eye(len(theta))) @ chosen
+    assert report.rho == pytest.approx((loss[1] - loss[0]) / quadratic, rel=1e-2)
 
 
 def test_one_block_by_name_is_hessian_free_bit_for_bit(small_objective: Small) -> None:

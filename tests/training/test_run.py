@@ -230,6 +230,17 @@ def test_other_options_for_the_same_run_are_refused(tiny_corpus, tmp_path) -> No
     assert (tmp_path / "run" / "model.safetensors").read_bytes() == before
 
 
+def test_a_run_that_an_earlier_version_began_goes_on(tiny_corpus, tmp_path) -> None:
+    """An option that came later had its default then; with another value the run is another."""
+    run(tmp_path / "run", tiny_corpus, *HF)
+    config = tmp_path / "run" / "config.yaml"
+    lines = [line for line in config.read_text().splitlines(True) if "warm_start" not in line]
+    config.write_text("".join(lines))
+    assert "finished already" in run(tmp_path / "run", tiny_corpus, *HF)
+    with pytest.raises(OptionError, match=r"optimizer\.warm_start differ"):
+        run(tmp_path / "run", tiny_corpus, *HF, "optimizer.warm_start=0.5")
+
+
 def test_a_run_may_start_from_a_model(tiny_corpus, tmp_path) -> None:
     run(tmp_path / "adam", tiny_corpus, *ADAM)
     last = read_log(tmp_path / "adam" / "log.jsonl")[-1]["heldout"]
