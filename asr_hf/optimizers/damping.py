@@ -11,11 +11,13 @@ class DampingOptions:
     """Levenberg-Marquardt damping."""
 
     initial: float = option(
-        1.0, "λ per frame at the start; about 1-4 from random weights, 0.1 after a first-order epoch"
+        1.0, "λ per frame at the start; 0.1 to 1 from random weights, a third of that after an epoch"
     )
     drop: float = option(0.5, "factor of λ when ρ > high_rho: the quadratic model is trusted more")
     boost: float = option(3 / 2, "factor of λ when ρ < low_rho")
-    rejected: float = option(3 / 2, "factor of λ when the update is rejected")
+    rejected: float = option(
+        4.0, "factor of λ when the update is rejected, which cost a whole update; 3/2 in the papers"
+    )
     low_rho: float = option(0.25, "ρ below which λ is raised")
     high_rho: float = option(0.75, "ρ above which λ is lowered")
     smallest: float = option(1e-6, "floor of λ")

@@ -78,6 +78,8 @@ def test_damping_follows_rho() -> None:
     assert options.after(1.0, None) == 1.0
     assert options.after(1.0, math.nan) == pytest.approx(1.5)
     assert options.after(options.largest, 0.0) == options.largest
+    assert options.after_rejection(1.0) == 4.0
+    assert DampingOptions(rejected=1.5).after_rejection(options.largest) == options.largest
     with pytest.raises(OptionError, match=r"damping\.drop"):
         DampingOptions(drop=0.0)
 
@@ -145,7 +147,7 @@ def test_accepted_updates_lower_the_heldout_loss_and_rejected_ones_leave_theta(s
         else:
             rejected += 1
             assert torch.equal(before, optimizer.state.theta)
-            assert optimizer.state.damping == pytest.approx(1.5 * damping)
+            assert optimizer.state.damping == pytest.approx(4 * damping)
             assert optimizer.state.direction.numel() == 0
             assert "rejected" in report.note
         assert report.cg_iterations is not None
