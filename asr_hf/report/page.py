@@ -16,8 +16,9 @@ body { margin: 2rem auto; padding: 0 1rem; max-width: 62rem; background: var(--p
 h1 { font-size: 1.4rem; } h2 { font-size: 1.05rem; margin: 0 0 .3rem; }
 .plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(20rem, 1fr)); gap: 1.5rem; margin: 1.5rem 0; }
 svg { width: 100%%; } svg text { font-size: 11px; fill: var(--faint); } .grid { stroke: var(--line); }
-path { fill: none; stroke-width: 2; } polygon { fill-opacity: .15; }
+path { fill: none; stroke-width: 2; } path.dashed { stroke-dasharray: 5 3; } polygon { fill-opacity: .15; }
 .legend { margin: 0; font-size: .85rem; } .legend span { margin-right: 1rem; } .legend span::before { content: "● "; }
+.legend .dashed::before { content: "◌ "; }
 %(curves)s
 .wide { overflow-x: auto; } table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .2rem .7rem .2rem 0; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }

@@ -92,14 +92,19 @@ def line_plot(series: Sequence[Series], x_label: str, y_label: str, log: bool = 
     parts += _grid(x_axis, y_axis)
     parts.append(f'<text class="label" x="{WIDTH - RIGHT}" y="{HEIGHT - 2}" text-anchor="end">{escape(x_label)}</text>')
     for number, each in enumerate(series):
-        parts += _curve(each, number % len(COLOURS), x_axis, y_axis)
+        parts += _curve(each, _look(number), x_axis, y_axis)
     return "\n".join([*parts, "</svg>"])
 
 
 def legend(series: Sequence[Series]) -> str:
     """The names of the curves with their colours."""
-    names = (f'<span class="s{number % len(COLOURS)}">{escape(each.name)}</span>' for number, each in enumerate(series))
+    names = (f'<span class="{_look(number)}">{escape(each.name)}</span>' for number, each in enumerate(series))
     return f'<p class="legend">{" ".join(names)}</p>'
+
+
+def _look(number: int) -> str:
+    """The class of a curve: its colour, and a dashed line once all colours are used."""
+    return f"s{number % len(COLOURS)}" + " dashed" * (number >= len(COLOURS))
 
 
 def _range(values: Sequence[float], pad: float, log: bool = False) -> tuple[float, float]:
@@ -126,7 +131,7 @@ def _grid(x_axis: Axis, y_axis: Axis) -> list[str]:
     return parts
 
 
-def _curve(series: Series, number: int, x_axis: Axis, y_axis: Axis) -> list[str]:
+def _curve(series: Series, look: str, x_axis: Axis, y_axis: Axis) -> list[str]:
     """The line, broken at missing points, with a shade, or with a dot and its value (shown when pointed at) on each."""
     path, pen_down, dots = [], False, []
     for x, y in zip(series.x, series.y, strict=True):
@@ -134,14 +139,14 @@ def _curve(series: Series, number: int, x_axis: Axis, y_axis: Axis) -> list[str]
             place = f"{x_axis.pixel(x):.1f},{y_axis.pixel(y):.1f}"
             path.append(f"{'L' if pen_down else 'M'}{place}")
             centre = 'cx="{}" cy="{}"'.format(*place.split(","))
-            dots.append(f'<circle class="s{number}" {centre} r="3"><title>{x:g}: {y:.6g}</title></circle>')
+            dots.append(f'<circle class="{look}" {centre} r="3"><title>{x:g}: {y:.6g}</title></circle>')
         pen_down = y is not None
-    line = f'<path class="s{number}" d="{" ".join(path)}"><title>{escape(series.name)}</title></path>'
-    return [_shade(series, number, x_axis, y_axis), line] if series.low else [line, *dots]
+    line = f'<path class="{look}" d="{" ".join(path)}"><title>{escape(series.name)}</title></path>'
+    return [_shade(series, look, x_axis, y_axis), line] if series.low else [line, *dots]
 
 
-def _shade(series: Series, number: int, x_axis: Axis, y_axis: Axis) -> str:
+def _shade(series: Series, look: str, x_axis: Axis, y_axis: Axis) -> str:
     """The area from `low` and back along `high`."""
     low, high = (list(zip(series.x, ys, strict=True)) for ys in (series.low, series.high))
     corners = [f"{x_axis.pixel(x):.1f},{y_axis.pixel(y):.1f}" for x, y in low + high[::-1] if y is not None]
-    return f'<polygon class="s{number}" points="{" ".join(corners)}"/>'
+    return f'<polygon class="{look}" points="{" ".join(corners)}"/>'

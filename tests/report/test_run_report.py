@@ -8,7 +8,7 @@ import pytest
 
 from asr_hf.cli.main import run
 from asr_hf.errors import InputError
-from asr_hf.report.plot import Axis, Series, line_plot
+from asr_hf.report.plot import Axis, Series, legend, line_plot
 from asr_hf.report.run_report import run_page, write_run_report
 
 
@@ -106,3 +106,12 @@ def test_the_command_draws_a_run_with_the_results(tmp_path, rows, capsys):
     (tmp_path / "log.jsonl").write_text("")
     with pytest.raises(InputError, match="no update yet"):
         write_run_report(tmp_path)
+
+
+def test_curves_beyond_the_colours_are_dashed():
+    series = [Series(f"curve{n}", [0, 1], [0, n]) for n in range(9)]
+    drawn, names = line_plot(series, "x", "y"), legend(series)
+    assert 'path class="s0"' in drawn
+    assert 'path class="s0 dashed"' in drawn
+    assert '<span class="s0 dashed">curve8</span>' in names
+    assert "s8" not in drawn + names
