@@ -18,10 +18,12 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from asr_hf.objective.layout import Layout
 from asr_hf.objective.objective import Linearisation, Objective
 from asr_hf.optimizers.blocks import Blocks, partition
+from asr_hf.optimizers.candidates import Search
 from asr_hf.optimizers.line_search import backtrack, minimum_along
-from asr_hf.optimizers.second_order import Search, SecondOrder, SecondOrderOptions
+from asr_hf.optimizers.second_order import SecondOrder, SecondOrderOptions
 from asr_hf.options import option, require, require_choice
 from asr_hf.solvers.cg import CgResult, Iterate, Progress, cg_steps, view
 from asr_hf.solvers.lock_step import combine, lock_step
@@ -34,6 +36,9 @@ class HfOptions(SecondOrderOptions):
 
     warm_start: float = option(0.95, "β: CG starts from β times the last CG iterate of the update before")
     blocks: int = option(1, "diagonal blocks: contiguous groups of layers with about equally many parameters")
+    candidates: str = option(
+        "backtrack", "backtrack: from the last kept iterate down; each: every kept one as it appears, the best retained"
+    )
     partition: list[list[str]] = option(
         [], "the blocks by the names of asr-hf model show, e.g. [[layer1,layer2],[output]]"
     )
@@ -44,6 +49,7 @@ class HfOptions(SecondOrderOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        require_choice("optimizer.candidates", self.candidates, ("backtrack", "each"))
         require_choice("optimizer.length", self.length, ("cg", "gauss_newton"))
         require(self.blocks >= 1, "optimizer.blocks", self.blocks, "must be at least 1")
         whole = self.blocks == 1 and len(self.partition) <= 1
@@ -53,6 +59,10 @@ class HfOptions(SecondOrderOptions):
             self.candidates,
             "cannot be each with blocks: their iterates are joined when all are done",
         )
+
+    def require_fit(self, layout: Layout) -> None:
+        """Refuse blocks that the model does not have (OptionError)."""
+        partition(layout, self.blocks, self.partition)
 
     def start(self, theta: torch.Tensor, seed: int) -> "HessianFree":
         return HessianFree(self, self.begin(theta), seed)
@@ -66,7 +76,7 @@ class HessianFree(SecondOrder):
     def view(self) -> str:
         o = self.options
         blocks = "" if o.blocks == 1 and not o.partition else f"{len(o.partition) or o.blocks} diagonal blocks; "
-        return f"Hessian-free: {blocks}{o.view()}\n{view(o.cg)}"
+        return f"Hessian-free: {blocks}{o.view()}; candidates {o.candidates}\n{view(o.cg)}"
 
     def blocks(self, objective: Objective) -> Blocks:
         return Blocks(objective.layout, partition(objective.layout, self.options.blocks, self.options.partition))
@@ -103,7 +113,7 @@ class HessianFree(SecondOrder):
         del results
         if options.length == "gauss_newton" and len(blocks) > 1:
             return self._at_length(objective, lin, b, result)
-        return Search(result, each.best if each else None)
+        return each.search(result) if each else Search(result)
 
     def _at_length(self, objective: Objective, lin: Linearisation, b: torch.Tensor, result: CgResult) -> Search:
         """Backtracking over d at the minimum of the whole φ along it: blocks that move at once overshoot together."""

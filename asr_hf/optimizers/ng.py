@@ -9,24 +9,23 @@
 δ are the scores of an utterance over all its frames (p − onehot for cross-entropy), whatever criterion g is of. Since
 gᵀF⁻¹g ≤ 1 per utterance where g and F are of the same utterances, the model of F promises half a nat an utterance
 at most: enough for sequence criteria, short for frame criteria, where length "gauss_newton" or fisher "frame" help.
-The papers use no damping and leave the choice of M to held-out data; F has at most as many dimensions as S_c has
-utterances, and λ = 0 is allowed by `damping.initial` = `damping.smallest` = a small number and `damping.drop` = 1.
+The papers use no damping and leave the choice among the d_i to held-out data alone; here λ bounds d where F, which has
+at most as many dimensions as S_c has utterances, says nothing.
 
 Source: Haider and Woodland (2018), 1804.02204; Haider et al. (2021), 2103.07554.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 
 from asr_hf.data.plan import Sample
 from asr_hf.objective.objective import Linearisation, Objective
-from asr_hf.optimizers.line_search import minimum_along
+from asr_hf.optimizers.candidates import AtMinimum, Search
 from asr_hf.optimizers.samples import utterances, whole_utterances
-from asr_hf.optimizers.second_order import Search, SecondOrder, SecondOrderOptions
-from asr_hf.options import option, require, require_choice
-from asr_hf.solvers.cg import CgOptions, CgResult, Operator, Progress, conjugate_gradients, scaled_directions, view
+from asr_hf.optimizers.second_order import SecondOrder, SecondOrderOptions
+from asr_hf.options import option, require_choice
+from asr_hf.solvers.cg import CgOptions, Operator, conjugate_gradients, scaled_directions, view
 from asr_hf.solvers.vectors import dot, norm
 
 FISHER = {"utterance": "utterance_fisher", "frame": "frame_fisher"}
@@ -39,7 +38,6 @@ class FisherOptions(SecondOrderOptions):
     curvature_share: float = option(
         0.1, "share of the training utterances in the curvature sample, drawn anew per update"
     )
-    candidates: str = option("each", "each: every iterate as it appears, the best retained")
     fisher: str = option("utterance", "scores δ of whole utterances (the papers'), or of single frames")
     scale_directions: bool = option(True, "multiply matrices with directions as long as θ, and scale back")
     cg: CgOptions = field(
@@ -49,7 +47,6 @@ class FisherOptions(SecondOrderOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.candidates == "each", "optimizer.candidates", self.candidates, "must be each")
         require_choice("optimizer.fisher", self.fisher, tuple(FISHER))
 
 
@@ -119,31 +116,4 @@ class NaturalGradient(WithFisher):
         self.keep_pairs([pairs])
         if longer:
             result = at_minimum.at_last(result)
-        return Search(result, each.best)
-
-
-class AtMinimum:
-    """Passes on iterates Δ as αΔ, at the minimum of φ(αΔ) = α gᵀΔ + ½α² ΔᵀAΔ, if Δ goes downhill.
-
-    Args:
-        b: −g (N,).
-        curvature: an iterate ↦ ΔᵀAΔ, A of the Hessian-free system.
-        offer: takes the candidates.
-    """
-
-    def __init__(
-        self, b: torch.Tensor, curvature: Callable[[Progress], float], offer: Callable[[Progress], None]
-    ) -> None:
-        self._b, self._curvature, self._offer = b, curvature, offer
-        self._last = 0.0, 0.0  # α and φ of the last iterate
-
-    def __call__(self, progress: Progress) -> None:
-        alpha, quadratic = minimum_along(dot(self._b, progress.x), self._curvature(progress))
-        if alpha:
-            self._last = alpha, quadratic
-            self._offer(replace(progress, x=alpha * progress.x, quadratic=quadratic))
-
-    def at_last(self, result: CgResult) -> CgResult:
-        """The result of the solve with αΔ for its last iterate."""
-        alpha, quadratic = self._last
-        return replace(result, x=result.x.mul_(alpha), quadratic=quadratic)
+        return each.search(result)

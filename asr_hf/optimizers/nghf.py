@@ -20,8 +20,8 @@ from dataclasses import dataclass, replace
 import torch
 
 from asr_hf.objective.objective import Linearisation, Objective
-from asr_hf.optimizers.ng import AtMinimum, FisherOptions, WithFisher
-from asr_hf.optimizers.second_order import Search
+from asr_hf.optimizers.candidates import AtMinimum, Search
+from asr_hf.optimizers.ng import FisherOptions, WithFisher
 from asr_hf.options import option, require, require_choice
 from asr_hf.solvers.cg import conjugate_gradients, view
 from asr_hf.solvers.preconditioners import Preconditioner
@@ -71,19 +71,19 @@ class Nghf(WithFisher):
         d, inner = self._natural(lin, b, preconditioner, watch_drift)
         hessian, each = self.scaled(self.damped(lin)), self.each_candidate(objective)
         if options.reading == "start":
-            d.mul_(norm(b) / (state.damping * norm(d)))  # as long as a solution can be: CG shortens it to fit
+            _lengthen(d, norm(b) / state.damping)  # as long as a solution can be: CG shortens it to fit
             result = conjugate_gradients(
                 hessian, b, options.cg, d, each.offer, watch_drift, keep=(), preconditioner=preconditioner
             )
         else:
-            d.mul_(norm(b) / norm(d))
+            _lengthen(d, norm(b))
             # CG's own quadratic is ½ΔᵀAΔ − dᵀΔ
             at_minimum = AtMinimum(b, lambda at: 2 * (at.quadratic + dot(d, at.x)), each.offer)
             result = conjugate_gradients(
                 hessian, d, options.cg, None, at_minimum, watch_drift, keep=(), preconditioner=preconditioner
             )
             result = at_minimum.at_last(result)
-        return Search(result, each.best, f"; natural gradient: {inner} iterations", inner)
+        return each.search(result, f"; natural gradient: {inner} iterations", inner)
 
     def _natural(
         self, lin: Linearisation, b: torch.Tensor, preconditioner: Preconditioner | None, watch_drift: bool
@@ -94,3 +94,10 @@ class Nghf(WithFisher):
         few = replace(options.cg, max_iterations=options.fisher_iterations)
         found = conjugate_gradients(fisher, b, few, watch_drift=watch_drift, keep=(), preconditioner=preconditioner)
         return (found.x, found.iterations) if found.iterations else (b.clone(), 0)
+
+
+def _lengthen(d: torch.Tensor, length: float) -> None:
+    """Give d this length, in place; zero stays zero."""
+    before = norm(d)
+    if before:
+        d.mul_(length / before)

@@ -15,7 +15,7 @@ curvature samples of frame models are drawn by frames rather than utterances, ar
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -24,10 +24,11 @@ from asr_hf.curvature.precision import Precision
 from asr_hf.data.plan import Sample
 from asr_hf.objective.objective import Account, Linearisation, Matrix, Objective
 from asr_hf.optimizers.blocks import Blocks
+from asr_hf.optimizers.candidates import EachAsItAppears, Search
 from asr_hf.optimizers.damping import DampingOptions
 from asr_hf.optimizers.growth import GrowthOptions, variance_share
 from asr_hf.optimizers.line_search import ArmijoOptions, armijo, backtrack
-from asr_hf.optimizers.optimizer import State, StepReport
+from asr_hf.optimizers.optimizer import StepReport
 from asr_hf.optimizers.preconditioning import (
     PairMemory,
     PreconditionerOptions,
@@ -37,8 +38,9 @@ from asr_hf.optimizers.preconditioning import (
 )
 from asr_hf.optimizers.regulariser import Regulariser
 from asr_hf.optimizers.samples import drawn, utterances, whole_set
+from asr_hf.optimizers.second_order_state import SecondOrderState
 from asr_hf.options import option, require, require_choice
-from asr_hf.solvers.cg import CgOptions, CgResult, Iterate, Operator, Progress
+from asr_hf.solvers.cg import CgOptions, CgResult, Iterate, Operator
 from asr_hf.solvers.pairs import PairStore
 from asr_hf.solvers.preconditioners import Preconditioner
 from asr_hf.solvers.stopping import StopReason
@@ -61,9 +63,6 @@ class SecondOrderOptions:
     piece_frames: int = option(50, "frames of the pieces in drawn samples of models that may be cut anywhere (TDNN)")
     structural: float = option(0.0, "μ of structural damping λμ on the hidden states of curvature.states")
     weight_decay: float = option(0.0, "ω of the penalty ½ω‖θ‖² per frame")
-    candidates: str = option(
-        "backtrack", "backtrack: from the last kept iterate down; each: every kept one as it appears, the best retained"
-    )
     accept: str = option(
         "heldout", "heldout: candidates, Armijo, rejection; always: the last iterate times step, fixed λ (Zhang 2017)"
     )
@@ -86,7 +85,6 @@ class SecondOrderOptions:
             require(getattr(self, name) >= 1, f"optimizer.{name}", getattr(self, name), "must be at least 1")
         for name in ("weight_decay", "structural"):
             require(getattr(self, name) >= 0, f"optimizer.{name}", getattr(self, name), "must not be negative")
-        require_choice("optimizer.candidates", self.candidates, ("backtrack", "each"))
         require_choice("optimizer.accept", self.accept, ("heldout", "always"))
         require(self.step > 0, "optimizer.step", self.step, "must be positive")
         require(0 <= self.warm_start < 1, "optimizer.warm_start", self.warm_start, "must lie in [0, 1)")
@@ -101,96 +99,18 @@ class SecondOrderOptions:
     def view(self) -> str:
         """What all methods say of themselves."""
         growth = f", {self.growth.schedule} growth" if self.growth.schedule != "constant" else ""
-        candidates = self.candidates if self.accept == "heldout" else f"none, step {self.step:g}"
+        untested = "" if self.accept == "heldout" else f"step {self.step:g}, not tested; "
         return (
             f"{self.updates} updates; gradient on {self.gradient_share:.0%}, curvature on {self.curvature_share:.1%} "
             f"of the frames{growth}; λ₀ {self.damping.initial:g} "
-            f"(×{self.damping.drop:.3g} / ×{self.damping.boost:.3g}); candidates {candidates}; "
+            f"(×{self.damping.drop:.3g} / ×{self.damping.boost:.3g}); {untested}"
             f"preconditioner {self.preconditioner.view()}; warm start {self.warm_start:g}"
         )
 
-    def begin(self, theta: torch.Tensor) -> "SecondOrderState":
+    def begin(self, theta: torch.Tensor) -> SecondOrderState:
         """The state at the start of a run."""
         gradient, curvature, damping = self.gradient_share, self.curvature_share, self.damping.initial
         return SecondOrderState(theta, damping=damping, gradient_share=gradient, curvature_share=curvature)
-
-
-@dataclass
-class SecondOrderState(State):
-    """What a second-order method remembers.
-
-    Attributes:
-        damping: λ per frame.
-        direction: β times the last CG iterate d_N (N,), the next warm start; empty: none.
-        gradient_update: update whose gradient sample is in use; a rejection keeps it, since θ has not moved.
-        gradient_share, curvature_share: of the samples in use.
-        heldout: loss per frame of θ on the held-out set (NaN: not yet known).
-        rejections: rejected updates in a row.
-        precision: of the curvature products, decided at the first update; empty: not yet.
-        pairs_s, pairs_y, pairs_damping: curvature pairs (m, N) and λ of their A as a checkpoint gave them; within a run
-            `memory` holds them instead.
-    """
-
-    damping: float = 1.0
-    direction: torch.Tensor = field(default_factory=lambda: torch.empty(0))
-    gradient_update: int = 1
-    gradient_share: float = 1.0
-    curvature_share: float = 1.0
-    heldout: float = math.nan
-    rejections: int = 0
-    precision: str = ""
-    pairs_s: torch.Tensor = field(default_factory=lambda: torch.empty(0))
-    pairs_y: torch.Tensor = field(default_factory=lambda: torch.empty(0))
-    pairs_damping: float = 0.0
-
-    def __post_init__(self) -> None:
-        self.memory: PairMemory | None = None
-
-    def tensors(self) -> dict[str, torch.Tensor]:
-        tensors = super().tensors()
-        if self.memory is not None:
-            tensors["pairs_s"], tensors["pairs_y"] = self.memory.vectors()
-        return tensors
-
-    def scalars(self) -> dict[str, object]:
-        scalars = super().scalars()
-        if self.memory is not None:
-            scalars["pairs_damping"] = self.memory.damping
-        return scalars
-
-
-@dataclass
-class Search:
-    """What the systems of an update gave.
-
-    Attributes:
-        result: of the last solve; the quadratic of its iterates is φ.
-        best: the candidate of lowest held-out loss, and that loss, if the method chose it itself; else None.
-        remark: for the log.
-        inner_iterations: CG iterations of systems before the last.
-    """
-
-    result: CgResult
-    best: tuple[Iterate, float] | None = None
-    remark: str = ""
-    inner_iterations: int = 0
-
-
-class EachAsItAppears:
-    """Candidates evaluated on held-out data as they appear; the best is retained.
-
-    Args:
-        heldout: d ↦ held-out loss at θ + d.
-    """
-
-    def __init__(self, heldout: Callable[[torch.Tensor], float]) -> None:
-        self._heldout = heldout
-        self.best: tuple[Iterate, float] | None = None
-
-    def offer(self, progress: Progress) -> None:
-        loss = self._heldout(progress.x)
-        if self.best is None or loss < self.best[1]:
-            self.best = Iterate(progress.x.clone(), progress.iteration, progress.quadratic), loss
 
 
 class SecondOrder(ABC):
@@ -266,7 +186,7 @@ class SecondOrder(ABC):
     def _choose(self, objective: Objective, b: torch.Tensor, search: Search, report: StepReport) -> None:
         """The candidate of lowest held-out loss; nothing moves unless it is below that of θ."""
         state, iterates, best = self.state, search.result.iterates, search.best
-        if self.options.candidates == "backtrack" and best is None and iterates:
+        if best is None and iterates:
             best = backtrack(reversed(iterates), lambda d: self._heldout(objective, state.theta + d.x), state.heldout)
         if best is None:
             report.note = f"rejected: {search.result.reason.value}"

@@ -153,7 +153,7 @@ def scaled_directions(product: Operator, length: float) -> Operator:
 
     def scaled(v: torch.Tensor) -> torch.Tensor:
         v_norm = norm(v)
-        if not 0 < v_norm < math.inf:
+        if not (0 < v_norm < math.inf and length > 0):
             return product(v)
         rho = 2.0 ** max(-MAX_EXPONENT, min(MAX_EXPONENT, round(math.log2(length / v_norm))))
         return product(v * rho).div_(rho)

@@ -190,6 +190,21 @@ def test_nghf_in_both_readings_is_the_chain_of_two_dense_systems(small_objective
 
 
 @pytest.mark.parametrize("name", METHODS)
+def test_a_zero_gradient_ends_in_a_rejection_with_its_reason(small_objective: Small, name: str) -> None:
+    objective, theta = small_objective()
+    answer = objective.gradient
+
+    def zero(*arguments: object, **options: object) -> object:
+        found = answer(*arguments, **options)
+        return replace(found, vector=found.vector.zero_())
+
+    objective.gradient = zero
+    report = METHODS[name].start(torch.zeros_like(theta), seed=0).step(objective)
+    assert not report.accepted
+    assert "the right-hand side is zero" in report.note
+
+
+@pytest.mark.parametrize("name", METHODS)
 def test_accepted_updates_never_raise_the_heldout_loss(small_objective: Small, name: str) -> None:
     options = METHODS[name]
     if options.accept == "always":
