@@ -68,7 +68,7 @@ def variance_share(
     if n < 2:
         return share
     per_unit = n / frames  # from a minibatch's sum to its mean per frame
-    norm_1 = (float(squares.double().sum()) * per_unit**2 - n * dot(gradient, gradient)) / (n - 1)
+    norm_1 = (float(squares.sum(dtype=torch.float64)) * per_unit**2 - n * dot(gradient, gradient)) / (n - 1)
     allowed = theta**2 * dot(gradient, gradient)
     if norm_1 / n <= allowed:
         return share

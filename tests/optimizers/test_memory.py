@@ -85,5 +85,4 @@ def test_the_master_holds_few_vectors(
         while not optimizer.state.finished:
             optimizer.step(objective)
     assert len(seen) > 20
-    print(max(seen))
     assert 4 <= max(seen) <= 10 + 2 * in_use + 2 * collected + kept
