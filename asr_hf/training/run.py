@@ -159,7 +159,10 @@ def build(options: Options, corpus: Corpus) -> tuple[AcousticModel, Evaluator]:
     model.start_from_prior(torch.from_numpy(log_prior(corpus.pdf_counts, settings.prior_floor)))
     criterion, curvature = options["criterion"].build(), options["curvature"]
     _require_states(options, model)
-    return model, Evaluator(model, criterion, corpus.sets, torch.device("cpu"), curvature)
+    evaluator = Evaluator(model, criterion, corpus.sets, torch.device("cpu"), curvature)
+    if hasattr(options["optimizer"], "require_fit"):
+        options["optimizer"].require_fit(evaluator.layout)
+    return model, evaluator
 
 
 def _require_states(options: Options, model: AcousticModel) -> None:

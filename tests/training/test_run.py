@@ -342,6 +342,8 @@ def test_the_log_survives_a_cut_line(tmp_path: Path) -> None:
         (["model=lstm", "model.cells=4", "curvature.states=[lstm9]"], r"curvature\.states.*lstm9"),
         (["model=lstm", "model.cells=4", "optimizer.structural=0.1"], r"optimizer\.structural"),
         (["curvature.precision=half"], r"curvature\.precision"),
+        (["optimizer=hf_blocks", "model.hidden_layers=1"], r"optimizer\.blocks"),
+        (["optimizer.partition=[[layer1]]"], r"optimizer\.partition"),
         (["curvature.budget_gib=-1"], r"curvature\.budget_gib"),
     ],
 )
