@@ -12,9 +12,13 @@ from typing import Any
 from asr_hf.bench.compare_runs import Ended, Runner, Task
 from asr_hf.bench.compare_words import Decoding, word_errors
 from asr_hf.bench.curvature import library_versions, machine_facts
+from asr_hf.data.fingerprint import read_fingerprint, require_same
+from asr_hf.decoding.graph import read_graph
 from asr_hf.errors import InputError
+from asr_hf.hmm.model import HmmModel
 from asr_hf.hmm.workers import Workers
 from asr_hf.options import require
+from asr_hf.training.corpus import CorpusOptions
 from asr_hf.training.run import Options
 
 Say = Callable[[str], None]
@@ -105,10 +109,11 @@ def bench_compare(
         `wer` (see compare_words.word_errors). A run that diverges is a result and never chosen.
 
     Raises:
-        InputError: systems that differ in corpus, model, criterion or training; a run folder that belongs to other
-            options, or cannot be written; a job that was killed.
+        InputError: systems that differ in corpus, model, criterion or training; a dev set or graph that does not fit
+            their models; a run folder that belongs to other options, or cannot be written; a job that was killed.
     """
     _require_same_task(systems)
+    _require_fitting_sets(next(iter(systems.values())).trials[0].options["corpus"], settings)
     prepare = Preparation(out, settings, to_yaml)
     with Workers(settings.jobs, Runner) as workers:
         tuning = {name: prepare.trials(name, system) for name, system in systems.items() if system.chosen is None}
@@ -145,6 +150,23 @@ def _require_same_task(systems: Mapping[str, System]) -> None:
                     f"system '{name}' has options of {group} that others do not have",
                     f"Set {group} on the command line, for all systems alike.",
                 )
+
+
+def _require_fitting_sets(corpus: CorpusOptions, settings: Settings) -> None:
+    """Dev, the sets to decode and the graph fit the models to come (InputError), before hours of training."""
+    decoding, num_pdfs = settings.decoding, HmmModel.load(Path(corpus.alignments)).num_pdfs
+    sets = [settings.dev[0]] if settings.dev else []
+    sets += [decoding.dev, decoding.test] if decoding else []
+    for feats in sets:
+        require_same(read_fingerprint(corpus.train), read_fingerprint(feats), corpus.train, feats)
+    counts = {settings.dev[1]: HmmModel.load(Path(settings.dev[1])).num_pdfs} if settings.dev else {}
+    if decoding:
+        counts[decoding.graph] = read_graph(decoding.graph).num_pdfs
+    for folder, count in counts.items():
+        if count != num_pdfs:
+            raise InputError(
+                f"{folder} has {count} pdfs and {corpus.alignments} {num_pdfs}", "Make both with one tree."
+            )
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,11 @@ from asr_hf.cli.config import compose, from_yaml, to_yaml
 from asr_hf.cli.main import run
 from asr_hf.cli.train import GROUPS
 from asr_hf.data.archive import FeatureArchive, read_int_vectors, write_int_vectors, write_matrices
+from asr_hf.data.features import FeatureOptions
+from asr_hf.data.fingerprint import write_fingerprint
 from asr_hf.data.kaldi_dir import write_speakers, write_transcripts
 from asr_hf.errors import InputError, OptionError
+from asr_hf.hmm.model import HmmModel
 from asr_hf.hmm.workers import Workers
 from asr_hf.models.saved import load_model
 from asr_hf.training.monitor import read_log
@@ -332,6 +335,28 @@ def test_bad_input_is_named_before_any_run(content, flags, said, tiny_corpus: Pa
     third.write_text(yaml.safe_dump({**SYSTEMS["hf"], "name": "third"}))
     with pytest.raises(InputError, match=said):
         run(["compare", str(tmp_path / "out"), *files, str(third), *common(tiny_corpus), *flags])
+    assert not (tmp_path / "out").exists()
+
+
+def test_sets_that_do_not_fit_are_named_before_any_run(
+    tiny_corpus: Path, dev: Path, graph: Path, tmp_path: Path
+) -> None:
+    other_kind, other_pdfs, other_graph = (tmp_path / name for name in ("mfcc", "ali", "graph"))
+    other_kind.mkdir()
+    other_pdfs.mkdir()
+    write_fingerprint(other_kind, FeatureOptions(dither=1.0), dim=8, sample_rate=8000)
+    HmmModel(num_pdfs=13).save(other_pdfs)
+    shutil.copytree(graph, other_graph)
+    (other_graph / "graph.json").write_text(json.dumps({"num_pdfs": 13}))
+    words = ["--decode-dev", str(dev), "--decode-test"]
+    for flags, said in (
+        (["--dev", str(other_kind), "--dev-alignments", str(dev / "ali")], "mfcc differ: dither"),
+        (["--dev", str(dev), "--dev-alignments", str(other_pdfs)], "ali has 13 pdfs"),
+        (["--graph", str(graph), *words, str(other_kind)], "mfcc differ: dither"),
+        (["--graph", str(other_graph), *words, str(dev)], "graph has 13 pdfs"),
+    ):
+        with pytest.raises(InputError, match=said):
+            run(["compare", str(tmp_path / "out"), write_system(tmp_path, "sgd"), *common(tiny_corpus), *flags])
     assert not (tmp_path / "out").exists()
 
 
