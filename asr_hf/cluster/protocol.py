@@ -67,6 +67,7 @@ HEADER = np.dtype(
         ("count", np.int64),
         ("chunk", np.int64),
         ("masks", np.int64),
+        ("shift", np.int64),
         ("store", np.int64),  # number of the store that a PAIRS is for, counted from 1
         ("operation", np.int64),
         ("size", np.int64),
@@ -74,6 +75,11 @@ HEADER = np.dtype(
         ("change", np.float64),
         ("dtype", np.int64),  # index into the types of storage
     ]
+)
+
+# the fields of a sample that are numbers
+NUMBERS = (
+    *("share", "minibatch_frames", "whole_utterances", "seed", "update", "first", "count", "chunk", "masks", "shift"),
 )
 
 
@@ -93,7 +99,7 @@ def write_sample(header: np.ndarray, sample: Sample) -> None:
     """Enter a sample into a header."""
     header["subset"], header["unit"] = SUBSETS.index(sample.subset), UNITS.index(sample.unit)
     header["purpose"] = PURPOSES.index(sample.purpose)
-    for name in ("share", "minibatch_frames", "whole_utterances", "seed", "update", "first", "count", "chunk", "masks"):
+    for name in NUMBERS:
         header[name] = getattr(sample, name)
 
 
@@ -103,14 +109,8 @@ def read_sample(header: np.ndarray) -> Sample:
     return Sample(
         subset=SUBSETS[int(record["subset"])],
         unit=UNITS[int(record["unit"])],
-        share=float(record["share"]),
-        minibatch_frames=int(record["minibatch_frames"]),
-        whole_utterances=bool(record["whole_utterances"]),
-        seed=int(record["seed"]),
-        update=int(record["update"]),
         purpose=PURPOSES[int(record["purpose"])],
-        first=int(record["first"]),
-        count=int(record["count"]),
-        chunk=int(record["chunk"]),
-        masks=int(record["masks"]),
+        share=float(record["share"]),
+        whole_utterances=bool(record["whole_utterances"]),
+        **{name: int(record[name]) for name in NUMBERS if name not in ("share", "whole_utterances")},
     )

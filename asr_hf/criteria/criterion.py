@@ -32,9 +32,20 @@ class CriterionLinearisation:
 
 
 class Criterion(Protocol):
-    """A training criterion: knows the outputs and the supervision, and neither the model nor the data's origin."""
+    """A training criterion: knows the outputs and the supervision, and neither the model nor the data's origin.
+
+    Attributes:
+        matrices: names of its M.
+        sequence: whether its value is of a whole piece of an utterance, not of single frames.
+        chunk: frames of the pieces into which a sequence criterion cuts utterances, 0: whole ones. A model that is
+            trained on chunks has its own.
+        branched: whether it needs a model with a second output, trained by cross-entropy.
+    """
 
     matrices: tuple[str, ...]
+    sequence: bool
+    branched: bool
+    chunk: int
 
     def values(self, outputs: Outputs, batch: Batch) -> torch.Tensor:
         """Loss of each row (B,), float64, summed over its frames."""

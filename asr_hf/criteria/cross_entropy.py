@@ -7,6 +7,8 @@ Source: Schraudolph, Fast curvature matrix-vector products (2002), matching loss
 """
 
 from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
 
 import torch
 
@@ -19,7 +21,9 @@ from asr_hf.data.minibatch import Batch
 class CrossEntropyOptions:
     """Frame cross-entropy; it has no options."""
 
-    def build(self) -> "CrossEntropy":
+    sequence: ClassVar[bool] = False
+
+    def build(self, alignments: Path) -> "CrossEntropy":
         return CrossEntropy()
 
 
@@ -27,6 +31,8 @@ class CrossEntropy:
     """Frame cross-entropy of the output "output" (B, T, P)."""
 
     matrices = ("gauss_newton", "frame_fisher", "utterance_fisher")
+    sequence = branched = False
+    chunk = 0
 
     def values(self, outputs: Outputs, batch: Batch) -> torch.Tensor:
         """Loss of each row (B,), float64: −Σ_t log p(target) over its unmasked frames (nats)."""

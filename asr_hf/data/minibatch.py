@@ -5,7 +5,8 @@ W = left + s·(T − 1) + 1 + right input frames.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -24,15 +25,34 @@ class Batch:
         target_BT: int64 pdf of each output frame, 0 where masked.
         mask_BT: True where a frame counts.
         utterance_B: int64 index of the utterance of each row.
+        supervision: of the rows, for criteria that learn from more than one pdf a frame; else None.
     """
 
     x_BWD: torch.Tensor
     target_BT: torch.Tensor
     mask_BT: torch.Tensor
     utterance_B: torch.Tensor
+    supervision: Any = None
 
     def to(self, device: torch.device) -> "Batch":
-        return Batch(*(t.to(device) for t in (self.x_BWD, self.target_BT, self.mask_BT, self.utterance_B)))
+        x, target, mask, utterance = (
+            t.to(device) for t in (self.x_BWD, self.target_BT, self.mask_BT, self.utterance_B)
+        )
+        return replace(self, x_BWD=x, target_BT=target, mask_BT=mask, utterance_B=utterance)
+
+
+class Supervision(Protocol):
+    """What a sequence criterion learns from, cut for any pieces of utterances."""
+
+    def of(self, pieces: np.ndarray, lengths: np.ndarray, subsampling: int) -> Any:
+        """Supervision of the rows of a minibatch.
+
+        Args:
+            pieces: int (n, 3): utterance, first frame, frames.
+            lengths: frames of all utterances.
+            subsampling: input frames per output frame.
+        """
+        ...
 
 
 class TrainingSet:
@@ -43,10 +63,16 @@ class TrainingSet:
         features: per utterance a float32 array (T, D); memory-mapped arrays stay where they are.
         targets: per utterance an int32 array (T,) of pdfs.
         window: True for frame models: every frame is a row of its own, with its context; False: every piece is a row.
+        supervision: for sequence criteria, in the place of targets.
     """
 
     def __init__(
-        self, ids: Sequence[str], features: Sequence[np.ndarray], targets: Sequence[np.ndarray], window: bool
+        self,
+        ids: Sequence[str],
+        features: Sequence[np.ndarray],
+        targets: Sequence[np.ndarray],
+        window: bool,
+        supervision: Supervision | None = None,
     ) -> None:
         if not len(ids) == len(features) == len(targets):
             raise ValueError("ids, features and targets must have the same length")
@@ -55,7 +81,7 @@ class TrainingSet:
         self.lengths = np.array([len(matrix) for matrix in features], dtype=np.int64)
         self.starts = np.concatenate([[0], np.cumsum(self.lengths)])
         self.targets = np.concatenate([np.asarray(t, dtype=np.int32) for t in targets])
-        self.window = window
+        self.window, self.supervision = window, supervision
 
     @property
     def frames(self) -> int:
@@ -90,6 +116,7 @@ class TrainingSet:
             torch.from_numpy(target),
             torch.from_numpy(mask),
             torch.from_numpy(pieces[:, 0].astype(np.int64)),
+            None if self.supervision is None else self.supervision.of(pieces, self.lengths, subsampling),
         )
 
     def _copy(self, out: np.ndarray, utterance: int, begin: int, end: int) -> None:

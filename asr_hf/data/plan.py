@@ -46,6 +46,8 @@ class Sample:
         chunk: frames of the pieces into which utterances are cut from their first frame on, the rest of each shorter
             (0: utterances are not cut); of no account where minibatches may be cut anywhere.
         masks: the update whose dropout masks apply (0: no dropout); plans do not depend on it.
+        shift: pieces begin that many frames later, so that a subsampled model sees other frames; of no account where
+            minibatches may be cut anywhere.
     """
 
     subset: str
@@ -60,14 +62,15 @@ class Sample:
     count: int = 0
     chunk: int = 0
     masks: int = 0
+    shift: int = 0
 
     def __post_init__(self) -> None:
         if self.subset not in SUBSETS or self.unit not in UNITS or self.purpose not in PURPOSES:
             raise ValueError(f"unknown subset, unit or purpose in {self}")
         if not 0 < self.share <= 1 or self.minibatch_frames < 1:
             raise ValueError(f"share must lie in (0, 1] and minibatch_frames be positive in {self}")
-        if self.chunk < 0 or self.masks < 0:
-            raise ValueError(f"chunk and masks must not be negative in {self}")
+        if self.chunk < 0 or self.masks < 0 or self.shift < 0:
+            raise ValueError(f"chunk, masks and shift must not be negative in {self}")
 
     def generator(self) -> np.random.Generator:
         """Random numbers of this draw: a function of (seed, update, purpose) alone."""
@@ -83,7 +86,7 @@ class Sample:
         if self.unit == "frames":
             minibatches = _cut_frames(_draw_frames(lengths, self.share, generator), self.minibatch_frames)
         elif self.unit == "chunks":
-            pieces = _pieces(np.arange(len(lengths)), lengths, self.chunk)
+            pieces = _pieces(np.arange(len(lengths)), lengths, self.chunk, self.shift)
             drawn = pieces[_draw(pieces[:, 2], self.share, generator)]
             by_length = _cut_between_pieces(drawn, self.minibatch_frames)
             minibatches = [by_length[i] for i in generator.permutation(len(by_length))]
@@ -92,7 +95,9 @@ class Sample:
             if self.unit == "utterances":
                 utterances = _draw(lengths, self.share, generator)
             if self.whole_utterances:
-                minibatches = _cut_between_pieces(_pieces(utterances, lengths, self.chunk), self.minibatch_frames)
+                minibatches = _cut_between_pieces(
+                    _pieces(utterances, lengths, self.chunk, self.shift), self.minibatch_frames
+                )
             else:
                 minibatches = _cut_anywhere(utterances, lengths, self.minibatch_frames)
         stop = self.first + self.count if self.count else len(minibatches)
@@ -117,13 +122,15 @@ def _draw(frames: np.ndarray, share: float, generator: np.random.Generator) -> n
     return order[: min(count, len(order))]
 
 
-def _pieces(utterances: np.ndarray, lengths: np.ndarray, chunk: int) -> np.ndarray:
-    """Utterances cut from their first frame on into pieces (n, 3) of `chunk` frames, the last of each shorter."""
+def _pieces(utterances: np.ndarray, lengths: np.ndarray, chunk: int, shift: int) -> np.ndarray:
+    """Utterances cut from frame `shift` on into pieces (n, 3) of `chunk` frames, the last of each shorter."""
+    lengths = lengths - shift
     size = chunk or max(1, int(lengths.max()))
-    counts = -(-lengths[utterances] // size)  # ⌈frames / size⌉
+    counts = np.maximum(0, -(-lengths[utterances] // size))  # ⌈frames / size⌉
     owner = np.repeat(utterances, counts)
     first = size * (np.arange(len(owner)) - np.repeat(np.cumsum(counts) - counts, counts))
-    return np.stack([owner, first, np.minimum(size, lengths[owner] - first)], axis=1).astype(np.int32)
+    frames = np.minimum(size, lengths[owner] - first)
+    return np.stack([owner, first + shift, frames], axis=1).astype(np.int32)
 
 
 def _cut_frames(pieces: np.ndarray, minibatch_frames: int) -> list[Minibatch]:

@@ -10,9 +10,12 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import nn
 
+from asr_hf.models.hidden import output_layer
 from asr_hf.models.semi_orthogonal import SemiOrthogonal
 
 OUTPUT = "output"  # the name of the output with the unnormalised log posteriors
+SUBSAMPLINGS = (1, 3)  # the values of model.subsampling
+BRANCH = "cross_entropy"  # the name of the second output, which sequence criteria train by cross-entropy
 
 
 class AcousticModel(nn.Module, ABC):
@@ -66,6 +69,16 @@ class AcousticModel(nn.Module, ABC):
         Returns:
             "output" (B, T, P), the unnormalised log posteriors, and each of `states` (B, ·, units).
         """
+
+    def add_branch(self, seed: int) -> None:
+        """Give the model a second linear output on its topmost hidden layer, to be trained by cross-entropy."""
+        units, num_pdfs = self.get_submodule(OUTPUT).in_features, self.num_pdfs
+        assert isinstance(units, int)
+        self.add_module(BRANCH, output_layer(units, num_pdfs, torch.Generator().manual_seed(seed)))
+
+    def outputs(self, hidden_BTU: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The outputs (B, T, P) of the topmost hidden layer: `output` and, where there is one, the branch."""
+        return {name: module(hidden_BTU) for name, module in self.named_children() if name in (OUTPUT, BRANCH)}
 
     def start_from_prior(self, log_prior_P: torch.Tensor) -> None:
         """Set the bias of the last layer to the log prior of the pdfs: training then need not find it first."""

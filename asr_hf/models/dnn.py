@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch.nn import functional
 
-from asr_hf.models.acoustic import OUTPUT, AcousticModel
+from asr_hf.models.acoustic import AcousticModel
 from asr_hf.models.hidden import ACTIVATIONS, HiddenLayer, drop, output_layer, require_hidden
 from asr_hf.options import option, require
 
@@ -76,4 +76,4 @@ class Dnn(AcousticModel):
             if name in states:
                 outputs[name] = hidden
             hidden = drop(layer.norm(hidden, mask_BT), name, keep)
-        return {OUTPUT: self.output(hidden), **outputs}
+        return {**self.outputs(hidden), **outputs}

@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 from torch import nn
 
+from asr_hf.models.acoustic import SUBSAMPLINGS
 from asr_hf.models.hidden import start_weight
 from asr_hf.models.norm import NORMS
 from asr_hf.models.recurrence import lstm
@@ -26,7 +27,8 @@ class LstmOptions:
     cells: int = option(256, "memory cells per layer and direction")
     projection: int = option(0, "units of the recurrent projection (0: none)")
     bidirectional: bool = option(False, "a second recurrence in each layer, from the last frame to the first")
-    delay: int = option(0, "frames by which outputs are read late, so that they know what follows (forward LSTM)")
+    delay: int = option(0, "output frames by which outputs are read late, to know what follows (forward LSTM)")
+    subsampling: int = option(1, "feature frames per output frame: 1 or 3; the LSTM then runs on 3 stacked frames")
     chunk: int = option(0, "train on pieces of that many frames (0: whole utterances)")
     chunk_left: int = option(0, "frames before a chunk that warm up the state")
     chunk_right: int = option(0, "frames behind a chunk that warm up the state of the other direction")
@@ -39,6 +41,7 @@ class LstmOptions:
         require(self.projection >= 0, "model.projection", self.projection, "must not be negative")
         require(self.delay >= 0, "model.delay", self.delay, "must not be negative")
         require(not (self.delay and self.bidirectional), "model.delay", self.delay, "must be 0 with bidirectional")
+        require(self.subsampling in SUBSAMPLINGS, "model.subsampling", self.subsampling, "must be 1 or 3")
         for name in ("chunk", "chunk_left", "chunk_right"):
             value = getattr(self, name)
             require(value >= 0, f"model.{name}", value, "must not be negative")
@@ -105,6 +108,7 @@ class Lstm(RecurrentModel):
             generator,
             delay=options.delay,
             chunk=options.chunk,
-            left_context=options.chunk_left,
-            right_context=options.chunk_right + options.delay,  # one of them is 0
+            left_context=-(-options.chunk_left // options.subsampling),
+            right_context=-(-options.chunk_right // options.subsampling) + options.delay,  # one of them is 0
+            subsampling=options.subsampling,
         )

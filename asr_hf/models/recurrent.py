@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from asr_hf.models.acoustic import OUTPUT, AcousticModel
+from asr_hf.models.acoustic import BRANCH, OUTPUT, AcousticModel
 from asr_hf.models.hidden import drop, output_layer
 from asr_hf.models.norm import NORMS
 
@@ -51,7 +51,9 @@ class RecurrentModel(AcousticModel):
         dropout: rate.
         delay: the output of a frame is read that many frames later.
         chunk: frames of the pieces of utterances that the model is trained on; 0: whole utterances.
-        left_context, right_context: as in `AcousticModel`; the state is zero before the left context.
+        left_context, right_context: output frames of context that warm up the state, which is zero before them.
+        subsampling: s, 1 or 3: the layers see s frames at once, stacked, around every s-th frame (Sak et al. 2015,
+            "Fast and accurate recurrent neural network acoustic models for speech recognition").
 
     Attributes:
         chunk: as above.
@@ -70,11 +72,14 @@ class RecurrentModel(AcousticModel):
         chunk: int = 0,
         left_context: int = 0,
         right_context: int = 0,
+        subsampling: int = 1,
     ) -> None:
-        super().__init__(input_dim, num_pdfs, left_context, right_context)
+        s = subsampling
+        super().__init__(input_dim, num_pdfs, s * left_context + s // 2, s * right_context + s // 2, s)
         self.delay, self.chunk = delay, chunk
+        self._before, self._around = left_context, left_context + right_context
         self.states = tuple(f"{name}{index + 1}" for index in range(depth))
-        units = input_dim
+        units = s * input_dim
         for place in self.states:
             built = layer(units)
             self.add_module(place, built)
@@ -92,11 +97,12 @@ class RecurrentModel(AcousticModel):
     ) -> dict[str, torch.Tensor]:
         """(B, W, D) → {"output": (B, T, P)} and the hidden states (B, W, U) that are asked for.
 
-        Output frame t belongs to input frame left + t and is read at step left + t + delay.
+        Output frame t belongs to input frame left + s·t; hidden states have a frame for every s of the input.
         """
         mask_WB = None if mask_BT is None else self._input_mask(mask_BT)
         real_WB1 = None if mask_WB is None else mask_WB[:, :, None].to(x_BWD.dtype)
-        hidden_WBU = x_BWD.transpose(0, 1).contiguous()
+        stacked = x_BWD.reshape(len(x_BWD), -1, self.subsampling * self.input_dim)
+        hidden_WBU = stacked.transpose(0, 1).contiguous()
         asked = {}
         for place in self.states:
             layer: Any = self.get_submodule(place)
@@ -105,21 +111,20 @@ class RecurrentModel(AcousticModel):
                 asked[place] = h_WBU.transpose(0, 1)
             hidden_BWU = layer.norm(h_WBU, mask_WB).transpose(0, 1)
             hidden_WBU = drop(hidden_BWU, place, keep).transpose(0, 1)
-        first, context = self.left_context + self.delay, self.left_context + self.right_context
-        hidden_BTU = hidden_WBU[first : first + len(hidden_WBU) - context].transpose(0, 1).contiguous()
-        return {OUTPUT: self.output(hidden_BTU), **asked}
+        first = self._before + self.delay
+        hidden_BTU = hidden_WBU[first : first + len(hidden_WBU) - self._around].transpose(0, 1).contiguous()
+        return {**self.outputs(hidden_BTU), **asked}
 
     def _input_mask(self, mask_BT: torch.Tensor) -> torch.Tensor:
-        """(W, B): True at the input frames of a row, its context and its output frames, False at the padding."""
-        context = self.left_context + self.right_context
-        return nn.functional.pad(mask_BT, (context, 0), value=True).t()
+        """(·, B): True at the steps of a row, its context and its output frames, False at the padding."""
+        return nn.functional.pad(mask_BT, (self._around, 0), value=True).t()
 
     def block_of(self, parameter: str) -> str:
         block = super().block_of(parameter)
-        return self.states[-1] if block == OUTPUT else block
+        return self.states[-1] if block in (OUTPUT, BRANCH) else block
 
     def uses_per_frame(self, parameter: str) -> float:
         """The recurrent layers also run over the context of a chunk."""
-        if self.chunk == 0 or parameter.startswith(OUTPUT):
+        if self.chunk == 0 or parameter.startswith((OUTPUT, BRANCH)):
             return 1.0
         return (self.left_context + self.chunk + self.right_context) / self.chunk

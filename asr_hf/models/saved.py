@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from asr_hf.errors import InputError
-from asr_hf.models.acoustic import AcousticModel
+from asr_hf.models.acoustic import BRANCH, OUTPUT, AcousticModel
 from asr_hf.models.dnn import DnnOptions
 from asr_hf.models.lstm import LstmOptions
 from asr_hf.models.rnn import RnnOptions
@@ -56,12 +56,15 @@ class SavedModel:
         """
         frames, subsampling = len(features_TD), self.module.subsampling
         posteriors_TP = np.empty((frames, self.num_pdfs), dtype=np.float32)
-        with torch.inference_mode():
-            for first in range(min(subsampling, frames)):
-                x_WD = self._window(features_TD, first)
-                output = self.module(x_WD[None])["output"][0]
-                posteriors_TP[first::subsampling] = torch.log_softmax(output, dim=-1).numpy()
+        for first in range(min(subsampling, frames)):
+            posteriors_TP[first::subsampling] = self.own_frames(features_TD, first)
         return posteriors_TP
+
+    def own_frames(self, features_TD: np.ndarray, first: int = 0) -> np.ndarray:
+        """Log posteriors (·, P) float32 of the frames first, first + s, first + 2s, … of an utterance (T, D)."""
+        with torch.inference_mode():
+            output_TP = self.module(self._window(features_TD, first)[None])[OUTPUT][0]
+            return torch.log_softmax(output_TP, dim=-1).numpy()
 
     def _window(self, features_TD: np.ndarray, first: int) -> torch.Tensor:
         """Input (W, D) of the output frames at first, first + s, first + 2s, … of an utterance."""
@@ -118,6 +121,8 @@ def load_model(directory: Path | str) -> SavedModel:
         kind = MODELS[description["model"]]
         options = kind(**{**getattr(kind, "before", {}), **description["options"]})
         module = options.build(description["input_dim"], description["num_pdfs"], seed=0)
+        if f"{BRANCH}.weight" in tensors:
+            module.add_branch(seed=0)
         module.load_state_dict(tensors)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise InputError(

@@ -10,13 +10,11 @@ from typing import ClassVar
 import torch
 from torch.nn import functional
 
-from asr_hf.models.acoustic import OUTPUT, AcousticModel
+from asr_hf.models.acoustic import BRANCH, OUTPUT, SUBSAMPLINGS, AcousticModel
 from asr_hf.models.delays import Delays, chain
 from asr_hf.models.hidden import ACTIVATIONS, HiddenLayer, drop, output_layer, require_hidden
 from asr_hf.models.norm import frame_mask
 from asr_hf.options import option, require
-
-SUBSAMPLINGS = (1, 3)  # the values of model.subsampling
 
 
 @dataclass
@@ -122,7 +120,7 @@ class TimeDelayModel(AcousticModel):
                 outputs[name] = active
             mask = None if mask_BT is None else frame_mask(mask_BT, active.shape[1], self.rate_of(name))
             hidden = layer.with_bypass(drop(layer.norm(active, mask), name, keep), hidden)
-        return {OUTPUT: self.output(hidden), **outputs}
+        return {**self.outputs(hidden), **outputs}
 
     def layer(self, name: str) -> TimeDelayLayer:
         layer = self.get_submodule(name)
@@ -135,7 +133,7 @@ class TimeDelayModel(AcousticModel):
     def uses_per_frame(self, parameter: str) -> float:
         """Frames at which the parameter's layer is evaluated per output frame."""
         layer = self.block_of(parameter)
-        return 1.0 if layer == OUTPUT else float(self.rate_of(layer))
+        return 1.0 if layer in (OUTPUT, BRANCH) else float(self.rate_of(layer))
 
 
 class Tdnn(TimeDelayModel):

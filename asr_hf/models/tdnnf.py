@@ -10,10 +10,11 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from asr_hf.models.acoustic import SUBSAMPLINGS
 from asr_hf.models.delays import Delays, chain
 from asr_hf.models.hidden import require_hidden
 from asr_hf.models.semi_orthogonal import SemiOrthogonal
-from asr_hf.models.tdnn import SUBSAMPLINGS, TimeDelayLayer, TimeDelayModel
+from asr_hf.models.tdnn import TimeDelayLayer, TimeDelayModel
 from asr_hf.options import option, require
 
 

@@ -84,7 +84,7 @@ class Evaluator:
         self.layout = Layout.of(model)
         self.buffers = Layout.of_buffers(model)
         self.normalisations = len(frozen_norms(model))
-        self.frame_model = model.frame_model
+        self.frame_model = model.frame_model and not criterion.sequence
         self._linearizer = Linearizer(self._with_states)
         self._deterministic = device.type == "cuda" and self.curvature.deterministic
         self._guard = RepeatabilityGuard(exact=device.type == "cpu" or self._deterministic)

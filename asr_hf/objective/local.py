@@ -50,9 +50,9 @@ class LocalObjective:
         self.layout = evaluator.layout
         self.device = evaluator.device
         self.frame_model = evaluator.frame_model
-        self.windowed = evaluator.model.windowed
+        self.windowed = evaluator.model.windowed and not evaluator.criterion.sequence
         self.subsampling = evaluator.model.subsampling
-        self.chunk = evaluator.model.chunk
+        self.chunk = evaluator.model.chunk or evaluator.criterion.chunk
         self.penalty: Penalty | None = evaluator.model.penalty()
         self.normalisations = evaluator.normalisations
         self.account = Account()

@@ -15,7 +15,7 @@ from asr_hf.data.plan import Sample
 
 def test_a_sample_survives_the_record() -> None:
     plain = Sample("train")
-    other = Sample("heldout", "chunks", 0.25, 512, True, 7, 9, "epoch", 3, 4, 40, 11)
+    other = Sample("heldout", "chunks", 0.25, 512, True, 7, 9, "epoch", 3, 4, 40, 11, 2)
     names = [field.name for field in fields(Sample)]
     assert all(getattr(plain, name) != getattr(other, name) for name in names)
     for sample in (plain, other, *(replace(plain, **{name: getattr(other, name)}) for name in names)):

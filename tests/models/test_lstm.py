@@ -65,6 +65,31 @@ def test_outputs_states_and_gradients_are_those_of_torch(bidirectional: bool, pr
     assert torch.allclose(ours, reference.weight_hh_l0.grad, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_subsampled_layers_run_on_three_stacked_frames(bidirectional: bool) -> None:
+    model = _build(subsampling=3, chunk=9, chunk_left=4, chunk_right=5 * bidirectional, bidirectional=bidirectional)
+    plain = LstmOptions(layers=LAYERS, cells=CELLS, bidirectional=bidirectional).build(3 * D, P, seed=3).double()
+    assert (model.left_context, model.right_context) == (3 * 2 + 1, 3 * 2 + 1 if bidirectional else 1)
+    around = model.left_context + model.right_context + 1
+    x = _x(frames=around + 3 * 4)  # five output frames
+    outputs = model(x, states=("lstm1",))
+    stacked = torch.stack([x[:, 3 * i : 3 * i + 3].flatten(1) for i in range(x.shape[1] // 3)], dim=1)
+    expected = plain(stacked, states=("lstm1",))
+    assert torch.allclose(outputs["output"], expected["output"][:, 2:7], rtol=0, atol=1e-13)
+    assert torch.allclose(outputs["lstm1"], expected["lstm1"], rtol=0, atol=1e-13)
+
+
+def test_a_second_output_comes_with_its_layer() -> None:
+    model = _build()
+    alone = model(_x())
+    assert set(alone) == {"output"}
+    model.add_branch(seed=1)
+    both = model.double()(_x(), states=("lstm2",))
+    assert set(both) == {"output", "cross_entropy", "lstm2"}
+    assert torch.equal(both["output"], alone["output"])
+    assert model.block_of("cross_entropy.weight") == model.block_of("output.weight") == "lstm2"
+
+
 def test_a_delayed_output_is_read_that_many_frames_later() -> None:
     plain, delayed = _build(), _build(delay=3)
     x = _x(frames=12)

@@ -170,6 +170,7 @@ NETWORKS = {
     "brnn": RnnOptions(layers=1, width=6, bidirectional=True),
     "lstm": LstmOptions(layers=2, cells=5, projection=4, delay=3, chunk=10, chunk_left=4),
     "blstm": LstmOptions(layers=1, cells=5, bidirectional=True),
+    "lstm-3": LstmOptions(layers=1, cells=5, delay=2, subsampling=3),
     "tdnn": TdnnOptions(contexts=[[-1, 0, 2], [-3, 0]], width=6),
     "tdnn-3": TdnnOptions(contexts=[[-1, 0, 2], [-3, 0]], width=6, subsampling=3),
     "tdnn-batch": TdnnOptions(contexts=[[-1, 0, 2]], width=6, norm="batch"),

@@ -50,6 +50,7 @@ MODELS = {
     "rnn both ways": (RnnOptions(layers=1, width=3, bidirectional=True, norm="none"), ["rnn1"]),
     "lstm": (LstmOptions(layers=2, cells=6, delay=2, dropout=0.2), ["lstm1"]),
     "lstm projected both ways": (LstmOptions(layers=1, cells=3, projection=2, bidirectional=True, norm="batch"), []),
+    "lstm subsampled": (LstmOptions(layers=1, cells=4, delay=1, subsampling=3, norm="batch"), ["lstm1"]),
 }
 
 
