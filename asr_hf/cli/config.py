@@ -20,6 +20,7 @@ SCHEMAS: dict[str, dict[str, str]] = {
     "lang": {"lang_options": "asr_hf.hmm.lang:LangOptions"},
     "gmm": {"gmm_options": "asr_hf.hmm.gmm:GmmOptions"},
     "tree": {"tree_options": "asr_hf.hmm.tree:TreeOptions"},
+    "chain": {"chain_options": "asr_hf.hmm.chain:ChainOptions"},
     "graph": {"graph_options": "asr_hf.hmm.graph:GraphOptions"},
     "corpus": {"corpus_options": "asr_hf.training.corpus:CorpusOptions"},
     "model": {

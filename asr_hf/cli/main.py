@@ -23,6 +23,7 @@ COMMANDS = {
     "tri": "train a triphone GMM with a decision tree on the alignments of another model",
     "align": "force-align a data directory with a GMM or a neural network",
     "import-alignments": "import pdf alignments and the transition table of a Kaldi model",
+    "chain": "make chain model, denominator graph and supervision for lattice-free MMI",
     "graph": "compose the decoding graph HCLG of a model and a lang directory",
     "model": "show the layers, parameters and context of a neural acoustic model",
     "train": "train a neural acoustic model, on as many MPI ranks as mpiexec starts",

@@ -120,8 +120,9 @@ def align(
         ali_dir: the folder to write.
 
     Raises:
-        InputError: scores that are not finite or not one per pdf; no utterance could be aligned.
+        InputError: a chain model; scores that are not finite or not one per pdf; no utterance could be aligned.
     """
+    hmm.require_bakis("the model")
     fingerprint = read_fingerprint(feats_dir)
     archive = FeatureArchive(Path(feats_dir) / "feats.scp")
     lang = Lang.load(lang_dir)

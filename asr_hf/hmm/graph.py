@@ -2,7 +2,10 @@
 
 H (HMMs), C (phones in context), L (lexicon) and G (n-gram) are composed, determinised and minimised with disambiguation
 symbols in place; these are then taken off and self-loops put on (Mohri, Pereira & Riley 2008; Povey et al. 2011, "The
-Kaldi speech recognition toolkit", section 5). Costs are −log probabilities. Input labels are pdf + 1.
+Kaldi speech recognition toolkit", section 5). Costs are −log probabilities.
+
+Input labels are unit + 1 (`HmmModel.units`) until self-loops are put on; then they are pdf + 1: an arc reads its unit's
+entry pdf, the self-loop behind it the unit's loop pdf.
 """
 
 import json
@@ -87,7 +90,7 @@ def compose_graph(lang: Lang, hmm: HmmModel, options: GraphOptions) -> FstArrays
     hclg = kaldifst.compose(hmms, clg)
     kaldifst.determinize_star(hclg)
     arrays = FstArrays.from_fst(hclg)
-    arrays.ilabel = np.where(arrays.ilabel > hmm.num_pdfs, 0, arrays.ilabel)  # disambiguation has done its work
+    arrays.ilabel = np.where(arrays.ilabel > len(hmm.units), 0, arrays.ilabel)  # disambiguation has done its work
     hclg = arrays.to_fst()
     kaldifst.minimize_encoded(hclg)
     graph = with_self_loops(FstArrays.from_fst(hclg), hmm, options)
@@ -103,48 +106,51 @@ def _optimised(fst: kaldifst.StdVectorFst) -> kaldifst.StdVectorFst:
 
 
 def _hmm_transducer(windows: list[list[int]], hmm: HmmModel) -> tuple[kaldifst.StdVectorFst, np.ndarray]:
-    """H without self-loops, from pdf + 1 to HMMs, and for each window of phones the number of its HMM.
+    """H without self-loops, from unit + 1 to HMMs, and for each window of phones the number of its HMM.
 
-    Windows with the same pdfs are one HMM. A disambiguation symbol ([−n], or [0] where the context begins) passes
-    through H under an input label above all pdfs.
+    Windows with the same units are one HMM. A disambiguation symbol ([−n], or [0] where the context begins) passes
+    through H under an input label above all units.
     """
     arcs: list[tuple[int, int, int, int, float]] = []
     number: dict[tuple[int, ...], int] = {}
     physical = np.zeros(len(windows), dtype=np.int32)
-    free, free_symbol = 1, hmm.num_pdfs + 1
+    free, free_symbol = 1, len(hmm.units) + 1
     for position, window in enumerate(windows):
         if not window:
             continue
         if len(window) == 1 and window[0] <= 0:
             key: tuple[int, ...] = (-1 - position,)
-            pdfs: tuple[int, ...] = ()
+            units: tuple[int, ...] = ()
         else:
-            key = pdfs = hmm.pdfs(*window) if len(window) == 3 else hmm.pdfs(0, window[0], 0)
+            key = units = hmm.units_of(*window) if len(window) == 3 else hmm.units_of(0, window[0], 0)
         seen = key in number
         physical[position] = known = number.setdefault(key, len(number) + 1)
         if seen:
             continue
-        if not pdfs:
+        if not units:
             arcs.append((0, 0, free_symbol, known, 0.0))
             free_symbol += 1
             continue
-        states = [0, *range(free, free + len(pdfs) - 1), 0]
-        free += len(pdfs) - 1
-        labels = [known] + [0] * (len(pdfs) - 1)
+        states = [0, *range(free, free + len(units) - 1), 0]
+        free += len(units) - 1
+        labels = [known] + [0] * (len(units) - 1)
         arcs.extend(
-            (a, b, pdf + 1, label, 0.0) for a, b, pdf, label in zip(states[:-1], states[1:], pdfs, labels, strict=True)
+            (a, b, unit + 1, label, 0.0)
+            for a, b, unit, label in zip(states[:-1], states[1:], units, labels, strict=True)
         )
     return FstArrays.from_lists(arcs, {0: 0.0}).to_fst(), physical
 
 
 def with_self_loops(graph: FstArrays, hmm: HmmModel, options: GraphOptions) -> FstArrays:
-    """Let every frame's pdf be repeated where it was read, and charge staying and leaving.
+    """Let every unit last several frames where it was read, charge staying and leaving, and put pdfs in its place.
 
-    A state reached by arcs of one pdf alone gets that pdf's loop. Any other keeps its arcs behind an epsilon arc from
-    a new state for each pdf that reaches it, so that no loop is met on another way.
+    A state reached by arcs of one unit alone gets that unit's loop. Any other keeps its arcs behind an epsilon arc from
+    a new state for each unit that reaches it, so that no loop is met on another way.
     """
-    stay_P, leave_P = hmm.log_stay_and_leave()
-    labels = hmm.num_pdfs + 1
+    entry_U, loop_U = hmm.units.T
+    entry_label, loop_label = (np.concatenate([[0], pdf_U + 1]) for pdf_U in (entry_U, loop_U))
+    stay_U, leave_U = (log_P[entry_U] for log_P in hmm.log_stay_and_leave())
+    labels = len(hmm.units) + 1
     reached = np.append(graph.dst.astype(np.int64) * labels + graph.ilabel, graph.start * labels)
     pairs, pair_of_arc = np.unique(reached, return_inverse=True)
     state, label = pairs // labels, pairs % labels
@@ -153,12 +159,12 @@ def with_self_loops(graph: FstArrays, hmm: HmmModel, options: GraphOptions) -> F
     place = np.where(moved, len(graph.final) + np.cumsum(moved) - 1, state)
     looped = label > 0
     none = np.zeros(int(moved.sum()))
-    leave_cost = np.concatenate([[0.0], -options.transition_scale * leave_P])
-    stay_cost = -options.self_loop_scale * stay_P[label[looped] - 1]
+    leave_cost = np.concatenate([[0.0], -options.transition_scale * leave_U])
+    stay_cost = -options.self_loop_scale * stay_U[label[looped] - 1]
     return FstArrays(
         src=np.concatenate([graph.src, place[moved], place[looped]]).astype(np.int32),
         dst=np.concatenate([place[pair_of_arc[:-1]], state[moved], place[looped]]).astype(np.int32),
-        ilabel=np.concatenate([graph.ilabel, none, label[looped]]).astype(np.int32),
+        ilabel=np.concatenate([entry_label[graph.ilabel], none, loop_label[label[looped]]]).astype(np.int32),
         olabel=np.concatenate([graph.olabel, none, np.zeros(int(looped.sum()))]).astype(np.int32),
         cost=np.concatenate([graph.cost + leave_cost[graph.ilabel], none, stay_cost]).astype(np.float32),
         final=np.concatenate([graph.final, np.full(len(none), np.inf)]).astype(np.float32),

@@ -1,8 +1,13 @@
-"""HMMs of phones: Bakis topology, the tree from phones in context to pdfs, and transition probabilities.
+"""HMMs of phones: topology, the tree from phones in context to pdfs, and transition probabilities.
 
-A phone is a chain of two or more states. A frame spent in a state either stays (self-loop) or goes on to the next
-state; no state is skipped, so a phone lasts at least as many frames as it has states. Each state has a pdf, given by
-the phone's neighbours through a decision tree (triphones) or by itself (monophones).
+Bakis: a phone is a chain of two or more states. A frame spent in a state either stays (self-loop) or goes on to the
+next state; no state is skipped, so a phone lasts at least as many frames as it has states. Each state has a pdf, given
+by the phone's neighbours through a decision tree (triphones) or by itself (monophones).
+
+Chain (Povey et al. 2016, "Purely sequence-trained neural networks for ASR based on lattice-free MMI"): a phone is one
+state with two pdfs, entry for its first frame and loop for each further frame, so that it may last one frame.
+
+A *unit* is a state as graphs see it: the pdf that enters it and the pdf that stays. Of a Bakis state both are the same.
 """
 
 import json
@@ -28,6 +33,7 @@ class Split:
 
 
 Node = Split | int  # a question, or the pdf of a leaf
+TOPOLOGIES = ("bakis", "chain")
 
 
 def leaf(node: Node, left: int, right: int) -> int:
@@ -54,9 +60,10 @@ class HmmModel:
         num_pdfs: P, the number of pdfs.
         phones: names; the number of a phone is its place plus one, as in phones.txt.
         silence: name of the silence phone; an utterance's edge counts as silence in every context.
-        states: number of HMM states of each phone.
-        trees: for each phone, the tree of each of its states.
-        self_loop: (P,) probability of staying for one frame more in a state with that pdf.
+        states: number of pdfs of each phone: one a state of Bakis, two (entry, loop) of a chain model.
+        trees: for each phone, the tree of each of these.
+        self_loop: (P,) probability of staying for one frame more in a state that is entered under that pdf.
+        topology: "bakis" or "chain".
 
     A model of imported alignments knows `num_pdfs` alone; its other fields are empty.
     """
@@ -67,6 +74,7 @@ class HmmModel:
     states: tuple[int, ...] = ()
     trees: tuple[tuple[Node, ...], ...] = ()
     self_loop: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    topology: str = "bakis"
 
     def __post_init__(self) -> None:
         self.first_state = np.cumsum([0, *self.states])  # number of (phone, state 0) among all phone-states
@@ -84,6 +92,29 @@ class HmmModel:
         if found is None:
             found = self._pdfs[key] = tuple(leaf(tree, key[0], key[2]) for tree in self.trees[phone - 1])
         return found
+
+    @cached_property
+    def units(self) -> np.ndarray:
+        """(U, 2) entry and loop pdf of every unit, sorted; of Bakis HMMs unit u is pdf u twice."""
+        if self.topology == "bakis":
+            return np.repeat(np.arange(self.num_pdfs), 2).reshape(-1, 2)
+        phones = range(1, len(self.phones) + 1)
+        pairs = {
+            self.pdfs(left, phone, right)
+            for phone in phones
+            for left in (phones if self.depends_on_context(phone) else (0,))
+            for right in (phones if self.depends_on_context(phone) else (0,))
+        }
+        return np.array(sorted(pairs)).reshape(-1, 2)
+
+    @cached_property
+    def _unit_number(self) -> dict[tuple[int, ...], int]:
+        return {tuple(pair): unit for unit, pair in enumerate(self.units.tolist())}
+
+    def units_of(self, left: int, phone: int, right: int) -> tuple[int, ...]:
+        """The units that a phone between its neighbours (0: the edge of the utterance) passes through."""
+        pdfs = self.pdfs(left, phone, right)
+        return pdfs if self.topology == "bakis" else (self._unit_number[pdfs],)
 
     def depends_on_context(self, phone: int) -> bool:
         return any(isinstance(tree, Split) for tree in self.trees[phone - 1])
@@ -104,6 +135,14 @@ class HmmModel:
                 "Align with a model that asr-hf mono or tri trained.",
             )
 
+    def require_bakis(self, folder: Path | str) -> None:
+        """Refuse a chain model where states of a Bakis HMM are needed (InputError)."""
+        if self.topology != "bakis":
+            raise InputError(
+                f"{folder} holds a chain model, which has no HMM states to align frames with",
+                "Name a model that asr-hf mono or tri trained, or a network trained on their alignments.",
+            )
+
     def save(self, folder: Path | str) -> None:
         """Write hmm.json."""
         names = ("", *self.phones)
@@ -115,6 +154,7 @@ class HmmModel:
             "num_pdfs": self.num_pdfs,
             "phones": list(self.phones),
             "silence": self.silence,
+            "topology": self.topology,
             "trees": trees,
             "self_loop": [round(float(p), 6) for p in self.self_loop],
         }
@@ -131,7 +171,10 @@ class HmmModel:
             trees = tuple(tuple(_from_json(tree, number) for tree in facts["trees"][phone]) for phone in phones)
             states = tuple(len(state_trees) for state_trees in trees)
             self_loop = np.array(facts["self_loop"], dtype=np.float64)
-            return cls(int(facts["num_pdfs"]), phones, facts["silence"], states, trees, self_loop)
+            topology = facts.get("topology", "bakis")  # older files do not name it
+            if topology not in TOPOLOGIES or (topology == "chain" and set(states) - {2}):
+                raise ValueError(f"topology {topology} with {sorted(set(states))} pdfs a phone")
+            return cls(int(facts["num_pdfs"]), phones, facts["silence"], states, trees, self_loop, topology)
         except OSError:
             raise InputError(f"{path} is missing", "Name a folder that mono, tri, align or train wrote.") from None
         except (KeyError, TypeError, ValueError) as error:

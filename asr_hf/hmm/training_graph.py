@@ -11,7 +11,7 @@ import numpy as np
 from asr_hf.hmm.lang import Lang
 from asr_hf.hmm.model import HmmModel
 
-_START, _END = -1, -2  # ends of edges that are no phone
+START, END = -1, -2  # ends of edges that are no phone
 _ANY = -1  # neighbour of a phone whose states do not depend on it
 
 Edge = tuple[int, int, float]  # (from, to, log probability)
@@ -37,12 +37,12 @@ class TrainingGraph:
     final: np.ndarray
 
 
-def _phone_network(words: tuple[str, ...], lang: Lang) -> tuple[list[int], list[Edge]]:
+def phone_network(words: tuple[str, ...], lang: Lang) -> tuple[list[int], list[Edge]]:
     """Phone numbers, and edges between their places: optional silence, word, optional silence, …, word, silence."""
     phones: list[int] = []
     edges: list[Edge] = []
     silent = lang.silence_probability
-    ends: list[tuple[int, float]] = [(_START, 0.0)]
+    ends: list[tuple[int, float]] = [(START, 0.0)]
 
     def append_phones(names: tuple[str, ...], log_probability: float) -> int:
         first = len(phones)
@@ -61,11 +61,13 @@ def _phone_network(words: tuple[str, ...], lang: Lang) -> tuple[list[int], list[
     for word in words:
         ends = [(append_phones(v.phones, math.log(v.probability)), 0.0) for v in lang.lexicon.variants[word]]
         ends = append_silence()
-    edges.extend((end, _END, log) for end, log in ends if end != _START)
+    edges.extend((end, END, log) for end, log in ends if end != START)
     return phones, edges
 
 
-def _in_context(phones: list[int], edges: list[Edge], hmm: HmmModel) -> tuple[list[tuple[int, int, int]], list[Edge]]:
+def network_in_context(
+    phones: list[int], edges: list[Edge], hmm: HmmModel
+) -> tuple[list[tuple[int, int, int]], list[Edge]]:
     """Copies (left, phone, right) of every place for the neighbours it can have, and the edges between the copies."""
 
     def name(place: int) -> int:
@@ -88,8 +90,8 @@ def _in_context(phones: list[int], edges: list[Edge], hmm: HmmModel) -> tuple[li
         copies.extend((left, phone, right) for left, right in contexts)
     between: list[Edge] = []
     for source, target, log in edges:
-        out = [_START] if source < 0 else [c for c in copies_of[source] if copies[c][2] in (_ANY, name(target))]
-        into = [_END] if target < 0 else [c for c in copies_of[target] if copies[c][0] in (_ANY, name(source))]
+        out = [START] if source < 0 else [c for c in copies_of[source] if copies[c][2] in (_ANY, name(target))]
+        into = [END] if target < 0 else [c for c in copies_of[target] if copies[c][0] in (_ANY, name(source))]
         between.extend((a, b, log) for a in out for b in into)
     return copies, between
 
@@ -99,7 +101,7 @@ def training_graph(words: tuple[str, ...], lang: Lang, hmm: HmmModel) -> Trainin
 
     An edge of the utterance counts as silence in the context of its first and last phone.
     """
-    copies, edges = _in_context(*_phone_network(words, lang), hmm)
+    copies, edges = network_in_context(*phone_network(words, lang), hmm)
     lengths = np.array([hmm.states[phone - 1] for _, phone, _ in copies])
     first = np.cumsum(lengths) - lengths
     last = first + lengths - 1
@@ -112,9 +114,9 @@ def training_graph(words: tuple[str, ...], lang: Lang, hmm: HmmModel) -> Trainin
         incoming[begin].pop()
     initial, final = np.full(total, -np.inf), np.full(total, -np.inf)
     for source, target, log in edges:
-        if source == _START:
+        if source == START:
             initial[first[target]] = max(initial[first[target]], log)
-        elif target == _END:
+        elif target == END:
             final[last[source]] = max(final[last[source]], log)
         else:
             incoming[first[target]].append((int(last[source]), log))

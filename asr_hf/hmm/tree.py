@@ -14,7 +14,7 @@ import numpy as np
 from asr_hf.hmm.model import HmmModel, Node, Split, leaves
 from asr_hf.options import option, require
 
-_SIDES = ("left", "right")
+_COLUMNS = {"left": 0, "right": 2}  # of a context
 
 
 @dataclass
@@ -113,7 +113,7 @@ class _Leaf:
 @dataclass(frozen=True)
 class _BestSplit:
     gain: float
-    side: int
+    side: str
     question: int
 
 
@@ -127,8 +127,10 @@ class _Grower:
         phones: int,
         floor_D: np.ndarray,
         options: TreeOptions,
+        sides: tuple[str, ...],
     ) -> None:
         self.stats, self.questions, self.options, self.floor_D = stats, questions, options, floor_D
+        self.sides = sides
         self.member_QV = np.zeros((len(questions), phones + 1))
         for row, question in enumerate(questions):
             self.member_QV[row, list(question)] = 1.0
@@ -139,7 +141,8 @@ class _Grower:
         total = stats.sum(0)
         base = float(log_likelihood(total, self.floor_D))
         best: _BestSplit | None = None
-        for side, column in enumerate((0, 2)):
+        for side in self.sides:
+            column = _COLUMNS[side]
             by_phone_VC = np.zeros((self.member_QV.shape[1], stats.shape[1]))
             np.add.at(by_phone_VC, self.stats.contexts[rows, column], stats)
             yes_QC = self.member_QV @ by_phone_VC
@@ -169,16 +172,22 @@ class _Grower:
         while heap and count < self.options.leaves:
             _, _, leaf, split = heapq.heappop(heap)
             question = self.questions[split.question]
-            neighbour = self.stats.contexts[leaf.rows, (0, 2)[split.side]]
+            neighbour = self.stats.contexts[leaf.rows, _COLUMNS[split.side]]
             yes = self.member_QV[split.question, neighbour] > 0
-            leaf.question = (_SIDES[split.side], question)
+            leaf.question = (split.side, question)
             leaf.children = [_Leaf(leaf.rows[yes]), _Leaf(leaf.rows[~yes])]
             for child in leaf.children:
                 offer(child)
             count += 1
 
 
-def build_tree(stats: ContextStats, hmm: HmmModel, floor_D: np.ndarray, options: TreeOptions) -> HmmModel:
+def build_tree(
+    stats: ContextStats,
+    hmm: HmmModel,
+    floor_D: np.ndarray,
+    options: TreeOptions,
+    sides: tuple[str, ...] = ("left", "right"),
+) -> HmmModel:
     """HMMs with the same phones and states whose pdfs depend on the neighbours, by greedy likelihood gain.
 
     The states of silence keep one pdf each, whatever the neighbours. With fewer `leaves` than phone-states no question
@@ -189,9 +198,10 @@ def build_tree(stats: ContextStats, hmm: HmmModel, floor_D: np.ndarray, options:
         hmm: the topology, usually of a monophone model.
         floor_D: least variance by dimension.
         options: see TreeOptions.
+        sides: the neighbours that questions may ask about.
     """
     questions = derive_questions(stats, hmm.states, floor_D)
-    grower = _Grower(stats, questions, len(hmm.phones), floor_D, options)
+    grower = _Grower(stats, questions, len(hmm.phones), floor_D, options, sides)
     roots: dict[tuple[int, int], _Leaf] = {}
     for phone, count in enumerate(hmm.states, 1):
         for state in range(count):

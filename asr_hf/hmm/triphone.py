@@ -35,7 +35,7 @@ from asr_hf.hmm.viterbi_em import (
 )
 from asr_hf.hmm.workers import Workers
 
-_TREE_FLOOR = 0.01  # least variance of a leaf's Gaussian, as a fraction of that of all frames
+TREE_FLOOR = 0.01  # least variance of a leaf's Gaussian, as a fraction of that of all frames
 
 
 def contexts_of(state_T: np.ndarray, hmm: HmmModel) -> np.ndarray:
@@ -102,6 +102,7 @@ def train_tri(
     archive = FeatureArchive(Path(feats_dir) / "feats.scp", check_finite=True)
     lang = Lang.load(lang_dir)
     old = HmmModel.load(ali_dir)
+    old.require_bakis(ali_dir)
     require_same_phones(old, lang)
     transcripts = read_training_text(feats_dir, archive, lang)
     chunks = chunks_by_length(archive)
@@ -113,7 +114,7 @@ def train_tri(
         variance_D = global_variance(moments)
         tasks = [StatsTask(chunk, states) for chunk, states in enumerate(by_chunk)]
         stats = ContextStats.merged(workers.map("context_stats", tasks))
-    new = build_tree(stats, old, _TREE_FLOOR * variance_D.numpy(), tree_options)
+    new = build_tree(stats, old, TREE_FLOOR * variance_D.numpy(), tree_options)
     alignments = [{name: in_context(s, old, new) for name, s in chunk.items()} for chunk in by_chunk]
     floor_D = gmm_options.variance_floor * variance_D
     with Workers(jobs, Speech, archive, lang, new, transcripts, chunks) as workers:

@@ -1,0 +1,174 @@
+"""The CHAIN folder: what lattice-free MMI trains with, made from alignments or, flat start, from transcripts.
+
+hmm.json (the chain model), features.json, den.safetensors (the denominator graph), supervision.safetensors (the label
+graph of every utterance) and chain.json (options and sizes).
+"""
+
+import json
+import zlib
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from asr_hf.data.archive import FeatureArchive
+from asr_hf.data.fingerprint import read_fingerprint
+from asr_hf.data.folder import whole_folder
+from asr_hf.errors import InputError, OptionError
+from asr_hf.hmm.alignment import read_training_text, require_same_phones, require_some
+from asr_hf.hmm.chain import ChainOptions, chain_model, phone_sequences, tied_model
+from asr_hf.hmm.chain_graph import ChainGraph
+from asr_hf.hmm.denominator import denominator_graph
+from asr_hf.hmm.lang import Lang
+from asr_hf.hmm.model import HmmModel
+from asr_hf.hmm.phone_lm import PhoneLm, estimate_phone_lm
+from asr_hf.hmm.supervision import LabelGraph, Supervision, from_alignment, from_transcript
+from asr_hf.hmm.tree import TreeOptions
+from asr_hf.hmm.triphone import read_state_alignments
+
+FACTS, DENOMINATOR = "chain.json", "den.safetensors"
+
+
+@dataclass(frozen=True)
+class ChainReport:
+    """What a CHAIN folder holds, and the utterances left out as too short."""
+
+    num_pdfs: int
+    lm: PhoneLm
+    denominator: ChainGraph
+    utterances: int
+    left_out: list[str]
+
+    def __str__(self) -> str:
+        missed = f"; left out as too short ({len(self.left_out)}): {', '.join(self.left_out)}" if self.left_out else ""
+        return (
+            f"{self.num_pdfs} pdfs; phone n-gram: {self.lm}; denominator: {self.denominator}; "
+            f"{self.utterances} utterances{missed}"
+        )
+
+
+@dataclass(frozen=True)
+class Chain:
+    """A CHAIN folder: model, denominator, label graphs, input frames per output frame, whether it is a flat start."""
+
+    hmm: HmmModel
+    denominator: ChainGraph
+    supervision: Supervision
+    subsampling: int
+    flat_start: bool
+
+    @classmethod
+    def load(cls, folder: Path | str) -> "Chain":
+        """Read a CHAIN folder (InputError when a file is missing or damaged)."""
+        folder = Path(folder)
+        hmm = HmmModel.load(folder)
+        denominator = ChainGraph.load(folder / DENOMINATOR, hmm.num_pdfs)
+        try:
+            facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
+            subsampling, flat_start = int(facts["options"]["subsampling"]), bool(facts["flat_start"])
+        except OSError:
+            raise InputError(f"{folder / FACTS} is missing", "Name a folder that asr-hf chain wrote.") from None
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(f"{folder / FACTS} is damaged ({error})", "Make its folder again.") from None
+        return cls(hmm, denominator, Supervision.load(folder), subsampling, flat_start)
+
+
+def make_chain(
+    feats_dir: Path | str,
+    lang_dir: Path | str,
+    ali_dir: Path | str | None,
+    chain_dir: Path | str,
+    options: ChainOptions,
+    tree_options: TreeOptions,
+) -> ChainReport:
+    """Make chain model, denominator graph and supervision of the utterances of FEATS, and write CHAIN.
+
+    Args:
+        feats_dir: features and transcripts of training and held-out set together.
+        lang_dir: lexicon and phones.
+        ali_dir: a folder that mono, tri or align wrote, with alignments of FEATS; None: flat start from transcripts.
+        chain_dir: the folder to write.
+        options, tree_options: see ChainOptions and TreeOptions.
+
+    Raises:
+        InputError: alignments or transcripts that do not fit features or phones; no utterance that fits.
+        OptionError: a tree without alignments to grow it on.
+    """
+    fingerprint = read_fingerprint(feats_dir)
+    archive = FeatureArchive(Path(feats_dir) / "feats.scp")
+    lang = Lang.load(lang_dir)
+    maker = _flat_start if ali_dir is None else _aligned
+    hmm, sequences, labels = maker(
+        archive, lang, Path(feats_dir if ali_dir is None else ali_dir), options, tree_options
+    )
+    fitting = {name: graph for name, graph in labels.items() if graph is not None and graph.fits(options.subsampling)}
+    left_out = sorted(set(archive) - set(fitting))
+    require_some(fitting, left_out)
+    lm = estimate_phone_lm(sequences, options.lm)
+    denominator = denominator_graph(lm, hmm)
+    report = ChainReport(hmm.num_pdfs, lm, denominator, len(fitting), left_out)
+    with whole_folder(chain_dir, FACTS) as folder:
+        hmm.save(folder)
+        fingerprint.save(folder)
+        denominator.save(folder / DENOMINATOR)
+        Supervision.of(fitting).save(folder)
+        facts = {
+            "flat_start": ali_dir is None, "options": asdict(options), "num_pdfs": hmm.num_pdfs,
+            "lm_states": len(lm.histories), "lm_arcs": len(lm.src_A), "states": denominator.states,
+            "transitions": len(denominator.src_A), "utterances": len(fitting), "left_out": left_out,
+        }  # fmt: skip
+        (folder / FACTS).write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    return report
+
+
+_Made = tuple[HmmModel, Iterator[tuple[int, ...]], dict[str, LabelGraph | None]]
+
+
+def _aligned(
+    archive: FeatureArchive, lang: Lang, ali_dir: Path, options: ChainOptions, tree_options: TreeOptions
+) -> _Made:
+    """Model, phone sequences and label graphs from state alignments."""
+    old = HmmModel.load(ali_dir)
+    old.require_bakis(ali_dir)
+    require_same_phones(old, lang)
+    states = read_state_alignments(ali_dir, archive, old)
+    require_some(states, list(archive))
+    if options.needs_tree:
+        hmm = tied_model(archive, states, old, options, tree_options)
+    else:
+        hmm = chain_model(lang.phone_names, lang.silence, options.context)
+    labels = {name: from_alignment(state_T, old, hmm, options.tolerance) for name, state_T in states.items()}
+    return hmm, phone_sequences(states.values(), old), dict(labels)
+
+
+def _flat_start(
+    archive: FeatureArchive, lang: Lang, feats_dir: Path, options: ChainOptions, tree_options: TreeOptions
+) -> _Made:
+    """Model, phone sequences and label graphs from transcripts alone."""
+    if options.needs_tree:
+        raise OptionError(
+            f"option chain.tied=true with chain.context={options.context} needs alignments to grow a tree on",
+            "Set chain=flat_start or chain.tied=false, or give --ali.",
+        )
+    transcripts = read_training_text(feats_dir, archive, lang)
+    hmm = chain_model(lang.phone_names, lang.silence, options.context)
+    labels = {name: from_transcript(words, lang, hmm, archive.num_frames(name)) for name, words in transcripts.items()}
+    drawn = (sequence for name in transcripts for sequence in drawn_phones(name, transcripts[name], lang, options))
+    return hmm, drawn, labels
+
+
+def drawn_phones(
+    utterance: str, words: tuple[str, ...], lang: Lang, options: ChainOptions
+) -> Iterator[tuple[int, ...]]:
+    """Phone numbers of `draws` readings of a transcript: pronunciations and silences by their probabilities."""
+    random = np.random.default_rng([options.seed, zlib.crc32(utterance.encode())])
+    for _ in range(options.draws):
+        silent = (random.random(len(words) + 1) < lang.silence_probability) | (not words)
+        names = [lang.silence] if silent[0] else []
+        for word, followed in zip(words, silent[1:], strict=True):
+            variants = lang.lexicon.variants[word]
+            weights = np.array([variant.probability for variant in variants])
+            names += variants[random.choice(len(variants), p=weights / weights.sum())].phones
+            names += [lang.silence] if followed else []
+        yield tuple(lang.phones[name] for name in names)
