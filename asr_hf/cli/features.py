@@ -2,6 +2,7 @@
 
   asr-hf features data/train feats/train --jobs 4
   asr-hf features data/train feats/train-mfcc features=mfcc features.skip_bad=true
+  asr-hf features data/train feats/train-sp0.9 features.speed=0.9     slower speech, ids sp0.9-…
   asr-hf features data/train feats/train --from-feats     adopts DATA/feats.scp that Kaldi computed
 
 FEATS gets feats.scp, feats.*.ark, features.json and copies of text, utt2spk and spk2utt. It appears as a whole:

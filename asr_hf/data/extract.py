@@ -25,9 +25,11 @@ from asr_hf.data.features import FeatureOptions, append_deltas, check_rate, comp
 from asr_hf.data.folder import whole_folder
 from asr_hf.data.kaldi_dir import Utterance, invert, read_data_dir, scan_data_dir, write_speakers, write_transcripts
 from asr_hf.data.progress import track
+from asr_hf.data.speed import at_speed
 from asr_hf.data.table import read_table, write_table
 from asr_hf.data.transform import estimate
 from asr_hf.errors import InputError
+from asr_hf.options import require
 
 PART = 100  # utterances
 Impossible = tuple[str, str]  # utterance, reason
@@ -72,16 +74,21 @@ def extract_features(
 ) -> Extraction:
     """Compute the features of a data directory into a FEATS folder: archives, scp, transcripts, speakers, fingerprint.
 
+    At a speed other than 1 all ids written begin with it, so that the folder can be joined with that of speed 1.
+
     Args:
         jobs: processes.
         from_feats: take DATA/feats.scp of another program; only the per-speaker transform is applied.
 
     Raises:
+        OptionError: another speed than 1 together with from_feats.
         InputError: faults of the directory, impossible utterances (all of them are listed), a full disk. What stood in
             feats_dir before is then intact.
     """
     if jobs < 1:
         raise InputError(f"{jobs} jobs are impossible", "Give --jobs 1 or more.")
+    if from_feats:
+        require(options.speed == 1, "features.speed", options.speed, "changes audio, and --from-feats reads none")
     with whole_folder(feats_dir, fingerprint.FILE) as work:
         scratch = work / "static"
         rate: int | None = None
@@ -91,7 +98,7 @@ def extract_features(
             utterances = _read_imported(data_dir)
             scp = Path(data_dir) / "feats.scp"
         else:
-            utterances = read_data_dir(data_dir, options.allow_pipes)
+            utterances = at_speed(read_data_dir(data_dir, options.allow_pipes), options.speed)
             rate = _common_rate(utterances, options)
             scp, bad = _compute_static(utterances, scratch, options, rate, jobs)
         left = _leave_out(utterances, bad, options.skip_bad, str(data_dir))

@@ -1,7 +1,7 @@
 """Filterbank and MFCC features of one utterance as Kaldi computes them, by torchaudio.compliance.kaldi.
 
-T frames, D feature dimension, n samples. The order is Kaldi's: static features, then the per-speaker transform
-(asr_hf.data.transform), then deltas, then splicing.
+T frames, D feature dimension, n samples. The order is Kaldi's: change of speed (asr_hf.data.speed), static features,
+then the per-speaker transform (asr_hf.data.transform), then deltas, then splicing.
 """
 
 from dataclasses import dataclass
@@ -10,6 +10,7 @@ from functools import lru_cache
 import numpy as np
 import torch
 
+from asr_hf.data.speed import change_speed, check_speed, num_samples_at
 from asr_hf.data.transform import TRANSFORMS
 from asr_hf.errors import InputError
 from asr_hf.options import option, require, require_choice
@@ -24,6 +25,7 @@ class FeatureOptions:
 
     kind: str = option("fbank", "fbank (log mel filterbank) or mfcc")
     sample_rate: int | None = option(None, "Hz; null takes what the audio has, which must be one rate")
+    speed: float = option(1.0, "factor of the audio's speed; ids of 0.9 begin with sp0.9- (not in the fingerprint)")
     num_mel_bins: int = option(40, "triangular mel bins")
     num_ceps: int = option(13, "cepstra of mfcc, C0 included")
     low_freq: float = option(20.0, "lower edge of the mel bins, Hz")
@@ -47,6 +49,7 @@ class FeatureOptions:
         require_choice("features.kind", self.kind, KINDS)
         require_choice("features.window", self.window, WINDOWS)
         require_choice("features.transform", self.transform, TRANSFORMS)
+        check_speed("features.speed", self.speed)
         require(self.deltas in (0, 1, 2), "features.deltas", self.deltas, "must be 0, 1 or 2")
         require(self.num_mel_bins > 3, "features.num_mel_bins", self.num_mel_bins, "must be more than 3")
         for name in ("frame_length", "frame_shift"):
@@ -67,13 +70,14 @@ def dimension(options: FeatureOptions) -> int:
 
 
 def num_frames(num_samples: int, sample_rate: int, options: FeatureOptions) -> int:
-    """T: the windows that fit wholly into the samples."""
+    """T: the windows that fit wholly into the samples at the speed of the options."""
+    num_samples = num_samples_at(options.speed, num_samples)
     window, shift = _in_samples(options.frame_length, sample_rate), _in_samples(options.frame_shift, sample_rate)
     return 0 if num_samples < window else 1 + (num_samples - window) // shift
 
 
 def compute(waveform: np.ndarray, options: FeatureOptions, sample_rate: int | None = None, seed: int = 0) -> np.ndarray:
-    """Static features (T, D) float32 of one utterance, natural logarithm, equal to Kaldi's.
+    """Static features (T, D) float32 of one utterance at options.speed, natural logarithm, equal to Kaldi's.
 
     Args:
         waveform: samples (n,) in the range of 16-bit integers.
@@ -90,10 +94,11 @@ def compute(waveform: np.ndarray, options: FeatureOptions, sample_rate: int | No
         raise InputError("the sampling rate of the waveform is not known", "Set features.sample_rate.")
     check_rate(options, rate)
     if num_frames(len(waveform), rate, options) == 0:
-        length = 1000 * len(waveform) / rate
+        length = 1000 * num_samples_at(options.speed, len(waveform)) / rate
         raise InputError(f"{length:.1f} ms of audio hold no window of {options.frame_length:g} ms", "Leave it out.")
     # In float64: float32 arithmetic alone moves some log energies by 5e-4.
     samples = torch.from_numpy(np.asarray(waveform, dtype=np.float64)).unsqueeze(0)
+    samples = change_speed(samples, options.speed)
     settings = _settings(options, rate)
     with torch.random.fork_rng(devices=[], enabled=options.dither > 0):
         if options.dither > 0:

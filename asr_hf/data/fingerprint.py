@@ -12,7 +12,8 @@ from asr_hf.data.features import FeatureOptions
 from asr_hf.errors import InputError
 
 FILE = "features.json"
-NOT_IN_VALUES = ("sample_rate", "allow_pipes", "skip_bad")  # the rate is recorded as it was found
+# The rate is recorded as it was found, the speed in the ids: networks learn from all speeds together.
+NOT_IN_VALUES = ("sample_rate", "speed", "allow_pipes", "skip_bad")
 MFCC_ONLY = ("num_ceps", "cepstral_lifter")
 KEPT_OF_IMPORTED = ("transform", "frame_shift")  # of features that another program computed nothing else is known
 

@@ -190,6 +190,9 @@ def test_transforms_normalise_all_frames_of_a_speaker(kind: str) -> None:
         ({"frame_shift": 0.0}, "features.frame_shift"),
         ({"splice_left": -1}, "features.splice_left"),
         ({"sample_rate": 0}, "features.sample_rate"),
+        ({"speed": 0.49}, "features.speed"),
+        ({"speed": 2.1}, "features.speed"),
+        ({"speed": 0.9001}, "features.speed.*at most 3 decimals"),
         ({"kind": "mfcc", "num_ceps": 41}, "features.num_ceps"),
     ],
 )

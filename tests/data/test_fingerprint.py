@@ -45,7 +45,7 @@ def test_every_option_counts_but_those_that_change_no_value() -> None:
         "raw_energy": False, "cepstral_lifter": 0.0, "deltas": 1, "transform": "none",
         "splice_left": 1, "splice_right": 1,
     }  # fmt: skip
-    silent = {"sample_rate": 16000, "allow_pipes": True, "skip_bad": True}
+    silent = {"sample_rate": 16000, "speed": 0.9, "allow_pipes": True, "skip_bad": True}
     assert set(other) | set(silent) == {field.name for field in dataclasses.fields(FeatureOptions)}
     reference = fingerprint_of(base, 13, 16000)
     for name, value in other.items():
