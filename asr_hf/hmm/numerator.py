@@ -222,7 +222,7 @@ class _Piece:
     def _assembled(self, sets: list[_Set]) -> Numerator:
         """The states that paths are in, numbered set by set, as a graph."""
         if not sets:
-            return _EMPTY
+            return NO_PATHS
         graph, number = self.composer.graph, {}
         states, taken_J = [], []
         count = 0
@@ -255,6 +255,6 @@ def _joined(sets: list[_Set], taken_J: list[np.ndarray], name: str) -> np.ndarra
 
 
 _NONE = np.zeros(0, np.int64)
-_EMPTY = Numerator(
+NO_PATHS = Numerator(
     ChainGraph(_NONE, _NONE, np.zeros(0), np.zeros(0), _NONE, _NONE, np.zeros(0)), _NONE, _NONE, np.zeros(0, bool)
 )

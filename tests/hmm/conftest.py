@@ -1,6 +1,7 @@
 """A toy language with homophones, variants and a prefix word, and toy speech drawn from its HMMs."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,9 @@ import pytest
 from asr_hf.data.archive import write_matrices
 from asr_hf.data.features import FeatureOptions
 from asr_hf.data.fingerprint import write_fingerprint
+from asr_hf.hmm.chain import chain_model
 from asr_hf.hmm.lang import Lang, LangOptions, make_lang
+from asr_hf.hmm.model import HmmModel, Split
 
 LEXICON = """\
 # a comment
@@ -72,3 +75,32 @@ def toy_feats(tmp_path: Path, toy_lang: Lang, write_text: Callable[..., None]) -
     write_fingerprint(folder, FeatureOptions(), 4, 8000)
     write_text(folder / "text", sentences)
     return folder
+
+
+@pytest.fixture(params=["mono", "biphone", "triphone"])
+def chain_hmm(request: pytest.FixtureRequest) -> HmmModel:
+    """A chain model over silence (1) and three phones; the triphones ask about both neighbours of two of them."""
+    phones = ("SIL", "a", "b", "c")
+    if request.param != "triphone":
+        return chain_model(phones, "SIL", request.param)
+    trees = (
+        (0, 1),
+        (Split("right", frozenset([1, 3]), 2, 3), Split("left", frozenset([2, 3]), 4, 5)),
+        (6, 7),
+        (Split("left", frozenset([2]), Split("right", frozenset([2]), 8, 9), 10), 11),
+    )
+    return replace(chain_model(phones, "SIL", "mono"), num_pdfs=12, trees=trees, self_loop=np.full(12, 0.5))
+
+
+@pytest.fixture
+def phone_sentences() -> list[tuple[int, ...]]:
+    """Phone numbers of utterances over silence and three phones, of which some follow others more often."""
+    random = np.random.default_rng(11)
+    likely = random.dirichlet(np.full(4, 0.5), size=5)
+    sentences = []
+    for length in random.integers(1, 7, size=25):
+        phones = [0]
+        for _ in range(int(length)):
+            phones.append(1 + int(random.choice(4, p=likely[phones[-1]])))
+        sentences.append(tuple(phones[1:]))
+    return sentences
