@@ -18,7 +18,9 @@ def numerator(graph: ChainGraph, seed: int, frames: int) -> Numerator:
     random = np.random.default_rng(seed)
     first = random.integers(0, 2, graph.states)
     last = np.where(random.random(graph.states) < 0.15, -1, frames - random.integers(1, 3, graph.states))
-    return Numerator(graph, first, last, random.random(graph.states) < 0.6)
+    final = random.random(graph.states) < 0.6
+    first[1], last[1], final[1] = 0, frames, True  # staying in state 1 is always a path
+    return Numerator(graph, first, last, final)
 
 
 @pytest.fixture
