@@ -43,8 +43,8 @@ class Arcs:
 def log_sum(log_N: torch.Tensor, index_N: torch.Tensor, size: int) -> torch.Tensor:
     """⊕ of the numbers with each index (size,); −∞: there is none, or all are −∞."""
     largest = log_N.new_full((size,), LEAST).scatter_reduce_(0, index_N, log_N, "amax")
-    total = torch.zeros_like(largest).index_add_(0, index_N, torch.exp(log_N - largest[index_N]))
-    return largest.add_(total.log_())
+    share_N = log_N.sub(largest.index_select(0, index_N)).exp_()
+    return torch.zeros_like(largest).index_add_(0, index_N, share_N).log_().add_(largest)
 
 
 def weighted_mean(weight_N: torch.Tensor, x_N: torch.Tensor, index_N: torch.Tensor, size: int) -> torch.Tensor:

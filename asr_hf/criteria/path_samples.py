@@ -77,7 +77,7 @@ def _filters(paths: DenominatorPaths) -> list[_Filter]:
     in_logs = paths.log_domain
     if in_logs:
         order = torch.as_tensor(in_logs.graphs.order, device=initial_1S.device)
-        active = [count // states for count, _ in in_logs.graphs.prefixes(len(in_logs.forward.y_TX))]
+        active = [count // states for count in in_logs.graphs.states]
         y_TX, log_rows = in_logs.forward.y_TX, len(order)
         filters.append(
             _Filter(
@@ -110,22 +110,19 @@ class _Sampler:
             a_bS = weights.log_a(t + 1)
             state_bK = self._from_states(a_bS)
             went_on = len(came_NK)
-            stays = ~self._leaked(a_bS[:went_on], came_NK)
-            state_bK[:went_on] = torch.where(stays, came_NK, state_bK[:went_on])
-            arc_bK = self._arc_into(state_bK, self._with_leak(weights.log_a(t)[:active]), weights.log_x(t))
+            leaked = self._leaked(a_bS[:went_on], came_NK)
+            state_bK[:went_on] = torch.where(leaked, state_bK[:went_on], came_NK)
+            arc_bK = self._arc_into(state_bK, weights.log_a(t)[:active], weights.log_x(t))
             row = weights.order[:active]
             into.state_BKT[row, :, t] = state_bK
             into.pdf_BKT[row, :, t] = self.pdf_A[arc_bK]
             into.enters_BKT[row, :, t] = self.enters_A[arc_bK]
             came_NK = self.src_A[arc_bK]
 
-    def _with_leak(self, a_bS: torch.Tensor) -> torch.Tensor:
-        return torch.logaddexp(a_bS, self.log_leak_S + a_bS.logsumexp(dim=1, keepdim=True))
-
     def _leaked(self, a_bS: torch.Tensor, state_bK: torch.Tensor) -> torch.Tensor:
         """Whether a path that is in a state after the leak leaked to it."""
         leak_bK = self.log_leak_S[state_bK] + a_bS.logsumexp(dim=1, keepdim=True)
-        share_bK = torch.exp(leak_bK - self._with_leak(a_bS).gather(1, state_bK))
+        share_bK = torch.exp(leak_bK - torch.logaddexp(a_bS.gather(1, state_bK), leak_bK))
         return self._uniform(state_bK.shape) < share_bK
 
     def _from_states(self, a_bS: torch.Tensor) -> torch.Tensor:
@@ -134,15 +131,16 @@ class _Sampler:
         at_bK = self._uniform((len(a_bS), self.count)) * below_bS[:, -1:]
         return torch.searchsorted(below_bS, at_bK, right=True).clamp_(max=a_bS.shape[1] - 1)
 
-    def _arc_into(self, state_bK: torch.Tensor, alpha_bS: torch.Tensor, x_bP: torch.Tensor) -> torch.Tensor:
+    def _arc_into(self, state_bK: torch.Tensor, a_bS: torch.Tensor, x_bP: torch.Tensor) -> torch.Tensor:
         """An arc (b, K) into each state, drawn in proportion to the weight of its source, its own and its pdf's."""
         state_N = state_bK.flatten()
         counts_N, draws = self.into_S[state_N], len(state_N)
         draw_C = torch.arange(draws, device=state_N.device).repeat_interleave(counts_N)
         begin_N = counts_N.cumsum(0) - counts_N
         arc_C = torch.arange(len(draw_C), device=state_N.device) + (self.first_S[state_N] - begin_N)[draw_C]
-        row_C = draw_C // self.count
-        log_C = alpha_bS[row_C, self.src_A[arc_C]] + self.log_weight_A[arc_C] + x_bP[row_C, self.pdf_A[arc_C]]
+        row_C, src_C = draw_C // self.count, self.src_A[arc_C]
+        alpha_C = torch.logaddexp(a_bS[row_C, src_C], self.log_leak_S[src_C] + a_bS.logsumexp(dim=1)[row_C])
+        log_C = alpha_C + self.log_weight_A[arc_C] + x_bP[row_C, self.pdf_A[arc_C]]
         share_C = torch.exp(log_C - log_sum(log_C, draw_C, draws)[draw_C]).nan_to_num_(nan=0.0)
         below_C = torch.nn.functional.pad(share_C.cumsum(0), (1, 0))
         low_N, high_N = below_C[begin_N], below_C[begin_N + counts_N]
