@@ -128,10 +128,10 @@ def dev_loss(task: Task) -> float:
     assert task.dev is not None
     options, (feats, alignments) = task.options, task.dev
     dev = replace(options["corpus"], heldout=feats, heldout_alignments=alignments)
-    corpus = load_corpus(dev, options["model"].frame_model, check=False)
+    corpus = load_corpus(dev, options["model"].frame_model, options["criterion"].sequence, check=False)
     model = load_model(task.folder).module
     device = torch.device("cpu")
-    evaluator = Evaluator(model, options["criterion"].build(), corpus.sets, device, options["curvature"])
+    evaluator = Evaluator(model, options["criterion"].build(corpus.hmm), corpus.sets, device, options["curvature"])
     objective = LocalObjective(evaluator)
     theta = evaluator.layout.flatten(dict(model.named_parameters())).detach()
     loss = objective.loss(theta, whole_set(objective, "heldout", MINIBATCH)).mean

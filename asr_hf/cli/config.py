@@ -31,7 +31,10 @@ SCHEMAS: dict[str, dict[str, str]] = {
         "lstm_options": "asr_hf.models.lstm:LstmOptions",
     },
     "curvature": {"curvature_options": "asr_hf.curvature.options:CurvatureOptions"},
-    "criterion": {"cross_entropy_options": "asr_hf.criteria.cross_entropy:CrossEntropyOptions"},
+    "criterion": {
+        "cross_entropy_options": "asr_hf.criteria.cross_entropy:CrossEntropyOptions",
+        "lfmmi_options": "asr_hf.criteria.lfmmi:LfmmiOptions",
+    },
     "optimizer": {
         "hf_options": "asr_hf.optimizers.hf:HfOptions",
         "ng_options": "asr_hf.optimizers.ng:NgOptions",

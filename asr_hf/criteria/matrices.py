@@ -3,8 +3,9 @@
 Symbols: γ_t (P,) a posterior of frame t, δ_t (P,) the derivative of the loss in the outputs of frame t (the score).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 
@@ -25,6 +26,31 @@ def softmax_covariance(gamma_BTP: torch.Tensor) -> Operator:
     return operator
 
 
+class Scores(Protocol):
+    """δ of a minibatch, 0 at padded frames."""
+
+    def along(self, v_BTP: torch.Tensor) -> torch.Tensor:
+        """δ_tᵀv_t (B, T)."""
+        ...
+
+    def times(self, factor_BT: torch.Tensor) -> torch.Tensor:
+        """δ_t·factor_t (B, T, P)."""
+        ...
+
+
+@dataclass(frozen=True)
+class DenseScore:
+    """δ (B, T, P) as it is."""
+
+    delta_BTP: torch.Tensor
+
+    def along(self, v_BTP: torch.Tensor) -> torch.Tensor:
+        return (self.delta_BTP * v_BTP).sum(dim=-1)
+
+    def times(self, factor_BT: torch.Tensor) -> torch.Tensor:
+        return self.delta_BTP * factor_BT[..., None]
+
+
 @dataclass(frozen=True)
 class Score:
     """δ_t = γ_t − onehot(target_t) at real frames, 0 elsewhere, as an operator: δ itself is not stored.
@@ -39,23 +65,21 @@ class Score:
     mask_BT: torch.Tensor
 
     def along(self, v_BTP: torch.Tensor) -> torch.Tensor:
-        """δ_tᵀv_t (B, T)."""
         at_target = v_BTP.gather(-1, self.target_BT[..., None]).squeeze(-1)
         return (self.gamma_BTP * v_BTP).sum(dim=-1) - torch.where(self.mask_BT, at_target, 0.0)
 
     def times(self, factor_BT: torch.Tensor) -> torch.Tensor:
-        """δ_t·factor_t (B, T, P)."""
         factor_BT1 = factor_BT[..., None]
         minus = torch.where(self.mask_BT[..., None], -factor_BT1, 0.0)
         return (self.gamma_BTP * factor_BT1).scatter_add_(-1, self.target_BT[..., None], minus)
 
 
-def frame_fisher(score: Score) -> Operator:
+def frame_fisher(score: Scores) -> Operator:
     """M = δ_tδ_tᵀ per frame: the empirical Fisher of frames taken as independent."""
     return lambda v_BTP: score.times(score.along(v_BTP))
 
 
-def utterance_fisher(score: Score, utterance_B: torch.Tensor) -> Operator:
+def utterance_fisher(score: Scores, utterance_B: torch.Tensor) -> Operator:
     """M = δδᵀ per utterance, δ its scores over all frames: the empirical Fisher of utterances.
 
     Args:
@@ -71,6 +95,19 @@ def utterance_fisher(score: Score, utterance_B: torch.Tensor) -> Operator:
         of_BU = same_BU.to(along_BT.dtype)
         along_B = of_BU @ (of_BU.T @ along_BT.sum(dim=1))
         return score.times(along_B[:, None].expand_as(along_BT))
+
+    return operator
+
+
+def mean_of_rows(scores: Sequence[Scores]) -> Operator:
+    """M = the mean over scores of δδᵀ per row, δ a row's scores over all its frames: a covariance from samples."""
+
+    def operator(v_BTP: torch.Tensor) -> torch.Tensor:
+        total_BTP = torch.zeros_like(v_BTP)
+        for score in scores:
+            along_B1 = score.along(v_BTP).sum(dim=1, keepdim=True)
+            total_BTP += score.times(along_B1.expand(v_BTP.shape[:2]))
+        return total_BTP.div_(len(scores))
 
     return operator
 

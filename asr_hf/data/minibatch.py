@@ -44,12 +44,11 @@ class Batch:
 class Supervision(Protocol):
     """What a sequence criterion learns from, cut for any pieces of utterances."""
 
-    def of(self, pieces: np.ndarray, lengths: np.ndarray, subsampling: int) -> Any:
+    def of(self, pieces: np.ndarray, subsampling: int) -> Any:
         """Supervision of the rows of a minibatch.
 
         Args:
             pieces: int (n, 3): utterance, first frame, frames.
-            lengths: frames of all utterances.
             subsampling: input frames per output frame.
         """
         ...
@@ -116,7 +115,7 @@ class TrainingSet:
             torch.from_numpy(target),
             torch.from_numpy(mask),
             torch.from_numpy(pieces[:, 0].astype(np.int64)),
-            None if self.supervision is None else self.supervision.of(pieces, self.lengths, subsampling),
+            None if self.supervision is None else self.supervision.of(pieces, subsampling),
         )
 
     def _copy(self, out: np.ndarray, utterance: int, begin: int, end: int) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 
 from asr_hf.errors import InputError
 from asr_hf.hmm.gmm import Gmm
+from asr_hf.hmm.model import HmmModel
 from asr_hf.models.saved import SavedModel, load_model
 
 
@@ -20,22 +21,28 @@ class AcousticModel(Protocol):
     def num_pdfs(self) -> int: ...
 
     def log_likelihoods(self, feats_TD: np.ndarray) -> np.ndarray:
-        """Natural-log likelihoods (T, P), float32, up to a constant per frame."""
+        """Natural-log likelihoods (T, P), float32, up to a constant per frame; chain models have fewer frames."""
         ...
 
 
 class HybridScorer:
     """log p(pdf | x) − log p(pdf): the network's posterior over the prior of its training alignments.
 
-    Bourlard & Morgan 1994: by Bayes' rule this is log p(x | pdf) up to log p(x), which is the same for all pdfs.
+    Bourlard & Morgan 1994: by Bayes' rule this is log p(x | pdf) up to log p(x), which is the same for all pdfs. A
+    network that a sequence criterion trained scores paths by itself: its prior is uniform.
+
+    Args:
+        model: the network.
+        own_frames: score every s-th frame, as the model has them, rather than all: what chain HMMs read.
     """
 
-    def __init__(self, model: SavedModel) -> None:
+    def __init__(self, model: SavedModel, own_frames: bool) -> None:
         self.model = model
         self.num_pdfs = model.num_pdfs
+        self._posteriors = model.own_frames if own_frames else model.log_posteriors
 
     def log_likelihoods(self, feats_TD: np.ndarray) -> np.ndarray:
-        return (self.model.log_posteriors(feats_TD) - self.model.log_prior).astype(np.float32)
+        return (self._posteriors(feats_TD) - self.model.log_prior).astype(np.float32)
 
 
 def load_acoustic_model(model_dir: Path | str) -> AcousticModel:
@@ -46,7 +53,7 @@ def load_acoustic_model(model_dir: Path | str) -> AcousticModel:
     """
     folder = Path(model_dir)
     if (folder / "model.safetensors").is_file():
-        return HybridScorer(load_model(folder))
+        return HybridScorer(load_model(folder), HmmModel.load(folder).topology == "chain")
     if (folder / "gmm.safetensors").is_file():
         return Gmm.load(folder)
     raise InputError(

@@ -120,6 +120,12 @@ def _chain_contexts(state_T: np.ndarray, old: HmmModel, subsampling: int) -> np.
     return np.concatenate([contexts_T4[:, :3], (age_T >= subsampling)[:, None]], axis=1)
 
 
+def pdf_alignment(state_T: np.ndarray, old: HmmModel, hmm: HmmModel, subsampling: int) -> np.ndarray:
+    """(T,) int32 pdf of every frame under a chain model: entry in a phone's first `subsampling` frames, then loop."""
+    contexts = _chain_contexts(state_T, old, subsampling).tolist()
+    return np.array([hmm.pdfs(left, phone, right)[kind] for left, phone, right, kind in contexts], dtype=np.int32)
+
+
 def segments(state_T: np.ndarray, old: HmmModel) -> tuple[np.ndarray, np.ndarray]:
     """(N,) first frame and (N,) phone of every phone of a state alignment."""
     first_state = np.isin(state_T, old.first_state[:-1])

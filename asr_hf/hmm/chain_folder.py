@@ -1,7 +1,8 @@
 """The CHAIN folder: what lattice-free MMI trains with, made from alignments or, flat start, from transcripts.
 
 hmm.json (the chain model), features.json, den.safetensors (the denominator graph), supervision.safetensors (the label
-graph of every utterance) and chain.json (options and sizes).
+graph of every utterance), chain.json (options and sizes) and, from alignments, pdf.scp and pdf.ark: the pdf of every
+frame, with which a network can be trained by cross-entropy first.
 """
 
 import json
@@ -12,12 +13,12 @@ from pathlib import Path
 
 import numpy as np
 
-from asr_hf.data.archive import FeatureArchive
+from asr_hf.data.archive import FeatureArchive, write_int_vectors
 from asr_hf.data.fingerprint import read_fingerprint
 from asr_hf.data.folder import whole_folder
 from asr_hf.errors import InputError, OptionError
 from asr_hf.hmm.alignment import read_training_text, require_same_phones, require_some
-from asr_hf.hmm.chain import ChainOptions, chain_model, phone_sequences, tied_model
+from asr_hf.hmm.chain import ChainOptions, chain_model, pdf_alignment, phone_sequences, tied_model
 from asr_hf.hmm.chain_graph import ChainGraph
 from asr_hf.hmm.denominator import denominator_graph
 from asr_hf.hmm.lang import Lang
@@ -99,7 +100,7 @@ def make_chain(
     archive = FeatureArchive(Path(feats_dir) / "feats.scp")
     lang = Lang.load(lang_dir)
     maker = _flat_start if ali_dir is None else _aligned
-    hmm, sequences, labels = maker(
+    hmm, sequences, labels, pdfs = maker(
         archive, lang, Path(feats_dir if ali_dir is None else ali_dir), options, tree_options
     )
     fitting = {name: graph for name, graph in labels.items() if graph is not None and graph.fits(options.subsampling)}
@@ -113,6 +114,8 @@ def make_chain(
         fingerprint.save(folder)
         denominator.save(folder / DENOMINATOR)
         Supervision.of(fitting).save(folder)
+        if pdfs:
+            write_int_vectors(folder / "pdf", ((name, pdfs[name]) for name in sorted(fitting)), final_dir=chain_dir)
         facts = {
             "flat_start": ali_dir is None, "options": asdict(options), "num_pdfs": hmm.num_pdfs,
             "lm_states": len(lm.histories), "lm_arcs": len(lm.src_A), "states": denominator.states,
@@ -122,13 +125,13 @@ def make_chain(
     return report
 
 
-_Made = tuple[HmmModel, Iterator[tuple[int, ...]], dict[str, LabelGraph | None]]
+_Made = tuple[HmmModel, Iterator[tuple[int, ...]], dict[str, LabelGraph | None], dict[str, np.ndarray]]
 
 
 def _aligned(
     archive: FeatureArchive, lang: Lang, ali_dir: Path, options: ChainOptions, tree_options: TreeOptions
 ) -> _Made:
-    """Model, phone sequences and label graphs from state alignments."""
+    """Model, phone sequences, label graphs and pdfs of frames from state alignments."""
     old = HmmModel.load(ali_dir)
     old.require_bakis(ali_dir)
     require_same_phones(old, lang)
@@ -139,7 +142,8 @@ def _aligned(
     else:
         hmm = chain_model(lang.phone_names, lang.silence, options.context)
     labels = {name: from_alignment(state_T, old, hmm, options.tolerance) for name, state_T in states.items()}
-    return hmm, phone_sequences(states.values(), old), dict(labels)
+    pdfs = {name: pdf_alignment(state_T, old, hmm, options.subsampling) for name, state_T in states.items()}
+    return hmm, phone_sequences(states.values(), old), dict(labels), pdfs
 
 
 def _flat_start(
@@ -155,7 +159,7 @@ def _flat_start(
     hmm = chain_model(lang.phone_names, lang.silence, options.context)
     labels = {name: from_transcript(words, lang, hmm, archive.num_frames(name)) for name, words in transcripts.items()}
     drawn = (sequence for name in transcripts for sequence in drawn_phones(name, transcripts[name], lang, options))
-    return hmm, drawn, labels
+    return hmm, drawn, labels, {}
 
 
 def drawn_phones(

@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from asr_hf.criteria.criterion import Criterion
 from asr_hf.objective.layout import Layout
 from asr_hf.objective.objective import Linearisation, Objective
 from asr_hf.optimizers.blocks import Blocks, partition
@@ -60,8 +61,8 @@ class HfOptions(SecondOrderOptions):
             "cannot be each with blocks: their iterates are joined when all are done",
         )
 
-    def require_fit(self, layout: Layout) -> None:
-        """Refuse blocks that the model does not have (OptionError)."""
+    def require_fit(self, layout: Layout, criterion: Criterion) -> None:
+        super().require_fit(layout, criterion)
         partition(layout, self.blocks, self.partition)
 
     def start(self, theta: torch.Tensor, seed: int) -> "HessianFree":

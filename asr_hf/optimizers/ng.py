@@ -19,12 +19,14 @@ from dataclasses import dataclass, field
 
 import torch
 
+from asr_hf.criteria.criterion import Criterion
 from asr_hf.data.plan import Sample
+from asr_hf.objective.layout import Layout
 from asr_hf.objective.objective import Linearisation, Objective
 from asr_hf.optimizers.candidates import AtMinimum, Search
 from asr_hf.optimizers.samples import utterances, whole_utterances
 from asr_hf.optimizers.second_order import SecondOrder, SecondOrderOptions
-from asr_hf.options import option, require_choice
+from asr_hf.options import option, require, require_choice
 from asr_hf.solvers.cg import CgOptions, Operator, conjugate_gradients, scaled_directions, view
 from asr_hf.solvers.vectors import dot, norm
 
@@ -49,6 +51,12 @@ class FisherOptions(SecondOrderOptions):
         super().__post_init__()
         require_choice("optimizer.fisher", self.fisher, tuple(FISHER))
 
+    def require_fit(self, layout: Layout, criterion: Criterion) -> None:
+        super().require_fit(layout, criterion)
+        require(
+            FISHER[self.fisher] in criterion.matrices, "optimizer.fisher", self.fisher, "is not known to the criterion"
+        )
+
 
 class WithFisher(SecondOrder):
     """A method with the empirical Fisher matrix."""
@@ -69,7 +77,7 @@ class WithFisher(SecondOrder):
             return super()._sample(objective, purpose)
         state, frames, masks = self.state, self.options.curvature_minibatch_frames, self.state.gradient_update
         if state.curvature_share == 1.0:
-            return whole_utterances(objective, frames, self.seed, masks)
+            return whole_utterances(objective, frames, self.seed, masks, state.update)
         return utterances(objective, purpose, state.curvature_share, frames, self.seed, state.update, masks)
 
 

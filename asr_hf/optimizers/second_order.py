@@ -20,8 +20,10 @@ from dataclasses import dataclass, field
 
 import torch
 
+from asr_hf.criteria.criterion import Criterion
 from asr_hf.curvature.precision import Precision
 from asr_hf.data.plan import Sample
+from asr_hf.objective.layout import Layout
 from asr_hf.objective.objective import Account, Linearisation, Matrix, Objective
 from asr_hf.optimizers.blocks import Blocks
 from asr_hf.optimizers.candidates import EachAsItAppears, Search
@@ -61,6 +63,7 @@ class SecondOrderOptions:
     minibatch_frames: int = option(2048, "frames per minibatch of gradient and loss")
     curvature_minibatch_frames: int = option(1024, "frames per minibatch of curvature products")
     piece_frames: int = option(50, "frames of the pieces in drawn samples of models that may be cut anywhere (TDNN)")
+    matrix: str = option("gauss_newton", "M of Hessian-free's system: one of the criterion's matrices")
     structural: float = option(0.0, "μ of structural damping λμ on the hidden states of curvature.states")
     weight_decay: float = option(0.0, "ω of the penalty ½ω‖θ‖² per frame")
     accept: str = option(
@@ -106,6 +109,10 @@ class SecondOrderOptions:
             f"(×{self.damping.drop:.3g} / ×{self.damping.boost:.3g}); {untested}"
             f"preconditioner {self.preconditioner.view()}; warm start {self.warm_start:g}"
         )
+
+    def require_fit(self, layout: Layout, criterion: Criterion) -> None:
+        """Refuse what the model or the criterion does not have (OptionError)."""
+        require_choice("optimizer.matrix", self.matrix, criterion.matrices)
 
     def begin(self, theta: torch.Tensor) -> SecondOrderState:
         """The state at the start of a run."""
@@ -289,20 +296,20 @@ class SecondOrder(ABC):
 
     # The pieces that the systems of the methods are made of.
 
-    def damped(self, lin: Linearisation, matrix: str = "gauss_newton", damping: float | None = None) -> Operator:
-        """v ↦ (JᵀMJ + λI)v per frame."""
+    def damped(self, lin: Linearisation, matrix: str = "", damping: float | None = None) -> Operator:
+        """v ↦ (JᵀMJ + λI)v per frame, M the options' unless another is named."""
         return lambda v_N: self.damped_blocks(lin, (), matrix, damping)(v_N)
 
     def damped_blocks(
         self,
         lin: Linearisation,
         groups: tuple[tuple[str, ...], ...],
-        matrix: str = "gauss_newton",
+        matrix: str = "",
         damping: float | None = None,
     ) -> Operator:
         """v ↦ (JᵀMJ + λI)v per frame with the diagonal blocks of `groups` (none: the whole matrix)."""
         lam = self.state.damping if damping is None else damping
-        which = Matrix(matrix, lam * self.options.structural, groups)
+        which = Matrix(matrix or self.options.matrix, lam * self.options.structural, groups)
 
         def product(v_N: torch.Tensor) -> torch.Tensor:
             gv_N = self._regulariser.add_product(lin.product(v_N, which).div_(lin.frames), v_N)
@@ -394,7 +401,7 @@ class SecondOrder(ABC):
         if purpose == "curvature":
             share, minibatch_frames, update = state.curvature_share, options.curvature_minibatch_frames, state.update
         if share == 1.0:
-            return whole_set(objective, "train", minibatch_frames, self.seed, masks)
+            return whole_set(objective, "train", minibatch_frames, self.seed, masks, update)
         return drawn(objective, purpose, share, minibatch_frames, self.seed, update, options.piece_frames, masks)
 
 

@@ -6,12 +6,13 @@ from pathlib import Path
 
 import numpy as np
 
-from asr_hf.data.archive import FeatureArchive, read_int_vectors
+from asr_hf.data.archive import FeatureArchive
 from asr_hf.data.fingerprint import Fingerprint, read_fingerprint, require_same
 from asr_hf.data.minibatch import TrainingSet
 from asr_hf.errors import InputError, OptionError
 from asr_hf.hmm.model import HmmModel
 from asr_hf.options import option
+from asr_hf.training.labels import Labels, labels_of
 
 
 @dataclass
@@ -20,8 +21,10 @@ class CorpusOptions:
 
     train: str = option("", "FEATS folder of the training set")
     heldout: str = option("", "FEATS folder of the held-out set: other training speakers, which choose among updates")
-    alignments: str = option("", "ALI folder with the pdf of every frame of the training set (and of the held-out set)")
-    heldout_alignments: str = option("", "ALI folder of the held-out set, if it is another")
+    alignments: str = option(
+        "", "ALI folder with the pdf of every frame of training and held-out set; CHAIN folder for criterion=lfmmi"
+    )
+    heldout_alignments: str = option("", "ALI or CHAIN folder of the held-out set, if it is another")
 
     def require_paths(self) -> None:
         """Refuse missing folders by option name (OptionError)."""
@@ -42,7 +45,8 @@ class Corpus:
         num_pdfs: P.
         pdf_counts: int64 (P,), frames of each pdf in the training alignments.
         fingerprint: of the features.
-        hmm: ALI folder whose hmm.json belongs to the pdfs.
+        hmm: ALI or CHAIN folder whose hmm.json belongs to the pdfs.
+        subsampling: input frames per output frame that the supervision is for; 0: any.
     """
 
     sets: dict[str, TrainingSet]
@@ -50,14 +54,18 @@ class Corpus:
     pdf_counts: np.ndarray
     fingerprint: Fingerprint
     hmm: Path
+    subsampling: int = 0
 
 
-def load_corpus(options: CorpusOptions, window: bool, check: bool = True, say: Callable[[str], None] = print) -> Corpus:
-    """Open features and alignments.
+def load_corpus(
+    options: CorpusOptions, window: bool, sequence: bool, check: bool = True, say: Callable[[str], None] = print
+) -> Corpus:
+    """Open features and alignments, or for sequence criteria the supervision of CHAIN folders in their place.
 
     Args:
         options: the folders.
         window: whether the model classifies single frames with their context.
+        sequence: whether the criterion is of sequences.
         check: read every feature once for NaN (the master does, workers need not).
         say: receives a line about utterances without alignment, which are left out.
 
@@ -73,11 +81,15 @@ def load_corpus(options: CorpusOptions, window: bool, check: bool = True, say: C
     heldout_ali = Path(options.heldout_alignments or ali)
     if heldout_ali != ali and HmmModel.load(heldout_ali).num_pdfs != num_pdfs:
         raise InputError(f"{heldout_ali} has other pdfs than {ali}", "Align both sets with one model.")
-    alignments = {"train": read_int_vectors(ali / "pdf.scp")}
-    alignments["heldout"] = alignments["train"] if heldout_ali == ali else read_int_vectors(heldout_ali / "pdf.scp")
+    labels = {"train": labels_of(ali, num_pdfs, sequence)}
+    labels["heldout"] = labels["train"] if heldout_ali == ali else labels_of(heldout_ali, num_pdfs, sequence)
+    if labels["heldout"].subsampling != labels["train"].subsampling:
+        raise InputError(
+            f"{heldout_ali} is for another subsampling than {ali}", "Make both with one chain.subsampling."
+        )
     folders = {"train": options.train, "heldout": options.heldout}
     sets = {
-        name: _open(name, Path(folder), alignments[name], num_pdfs, window, check, say)
+        name: _open(name, Path(folder), labels[name], window and not sequence, check, say)
         for name, folder in folders.items()
     }
     shared = set(sets["train"].ids) & set(sets["heldout"].ids)
@@ -87,38 +99,32 @@ def load_corpus(options: CorpusOptions, window: bool, check: bool = True, say: C
             "Cut the held-out set off the training set by speaker.",
         )
     counts = np.bincount(sets["train"].targets, minlength=num_pdfs)
-    return Corpus(sets, num_pdfs, counts, fingerprint, ali)
+    return Corpus(sets, num_pdfs, counts, fingerprint, ali, labels["train"].subsampling)
 
 
 def _open(
     name: str,
     folder: Path,
-    alignments: dict[str, np.ndarray],
-    num_pdfs: int,
+    labels: Labels,
     window: bool,
     check: bool,
     say: Callable[[str], None],
 ) -> TrainingSet:
     archive = FeatureArchive(folder / "feats.scp", check_finite=check)
-    ids = [utterance for utterance in archive if utterance in alignments]
+    ids = [utterance for utterance in archive if utterance in labels]
     missing = len(archive) - len(ids)
     if missing:
-        absent = [utterance for utterance in archive if utterance not in alignments]
+        absent = [utterance for utterance in archive if utterance not in labels]
         say(f"{name}: {missing} utterances of {folder} have no alignment and are left out ({', '.join(absent[:3])} …)")
     if not ids:
         raise InputError(f"no utterance of {folder} has an alignment", "Align it with asr-hf align.")
     features = []
     for utterance in ids:
-        matrix, pdfs = archive[utterance], alignments[utterance]
-        if len(matrix) != len(pdfs):
+        matrix, frames = archive[utterance], labels.frames(utterance)
+        if len(matrix) != frames:
             raise InputError(
-                f"utterance '{utterance}': {len(pdfs)} frames of alignment and {len(matrix)} of features in {folder}",
+                f"utterance '{utterance}': {frames} frames of alignment and {len(matrix)} of features in {folder}",
                 "Align the same features, or compute both with the same frame shift.",
             )
-        if len(pdfs) and (pdfs.min() < 0 or pdfs.max() >= num_pdfs):
-            raise InputError(
-                f"utterance '{utterance}': its alignment names pdf {pdfs.max()}, the model has 0 to {num_pdfs - 1}",
-                "Use alignments of the same tree.",
-            )
         features.append(matrix)
-    return TrainingSet(ids, features, [alignments[utterance] for utterance in ids], window)
+    return labels.training_set(ids, features, window)

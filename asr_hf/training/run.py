@@ -149,19 +149,27 @@ def _loop(
 
 def load_data(options: Options, check: bool) -> Corpus:
     """The corpus of a run; the master checks it and says what it leaves out, workers (`check` False) do neither."""
-    return load_corpus(options["corpus"], options["model"].frame_model, check, print if check else lambda line: None)
+    frames, sequence = options["model"].frame_model, options["criterion"].sequence
+    return load_corpus(options["corpus"], frames, sequence, check, print if check else lambda line: None)
 
 
 def build(options: Options, corpus: Corpus) -> tuple[AcousticModel, Evaluator]:
     """The model of a run with its initial weights, and this process' evaluator."""
     settings: TrainingOptions = options["training"]
+    criterion, curvature = options["criterion"].build(corpus.hmm), options["curvature"]
     model = options["model"].build(corpus.sets["train"].dim, corpus.num_pdfs, settings.seed)
-    model.start_from_prior(torch.from_numpy(log_prior(corpus.pdf_counts, settings.prior_floor)))
-    criterion, curvature = options["criterion"].build(), options["curvature"]
+    if criterion.branched:
+        model.add_branch(settings.seed)
+    if not criterion.sequence:
+        model.start_from_prior(torch.from_numpy(log_prior(corpus.pdf_counts, settings.prior_floor)))
     _require_states(options, model)
+    require(
+        corpus.subsampling in (0, model.subsampling), "model.subsampling", model.subsampling,
+        f"is not that of {corpus.hmm}, {corpus.subsampling}",
+    )  # fmt: skip
     evaluator = Evaluator(model, criterion, corpus.sets, torch.device("cpu"), curvature)
     if hasattr(options["optimizer"], "require_fit"):
-        options["optimizer"].require_fit(evaluator.layout)
+        options["optimizer"].require_fit(evaluator.layout, criterion)
     return model, evaluator
 
 

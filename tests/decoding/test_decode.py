@@ -14,8 +14,11 @@ from asr_hf.decoding.acoustic import load_acoustic_model
 from asr_hf.decoding.decode import decode_directory
 from asr_hf.decoding.search import DecodingOptions
 from asr_hf.errors import InputError
+from asr_hf.hmm.chain import chain_model
+from asr_hf.hmm.model import HmmModel
 from asr_hf.models.dnn import DnnOptions
 from asr_hf.models.saved import save_model
+from asr_hf.models.tdnn import TdnnOptions
 
 OPTIONS = DecodingOptions(acoustic_scale=1.0)
 
@@ -107,11 +110,24 @@ def test_a_network_scores_by_posterior_over_prior_and_decodes(task):
     options = DnnOptions(hidden_layers=1, width=8, context=2)
     prior = np.log(np.array([0.7, 0.2, 0.1], dtype=np.float32))
     save_model(task.model, options.build(3, 3, seed=0), options, prior)
+    HmmModel(num_pdfs=3).save(task.model)
     x = task.matrices["s0-u00"]
     scores = load_acoustic_model(task.model).log_likelihoods(x)
     assert np.allclose((np.exp(scores) * [0.7, 0.2, 0.1]).sum(1), 1.0, atol=1e-5)  # p(x|pdf) p(pdf) / p(x) sums to 1
     assert scores.dtype == np.float32
     assert decode(task).utterances == 12
+
+
+def test_a_chain_model_scores_the_frames_it_has(task):
+    options = TdnnOptions(contexts=[[-1, 0, 1]], width=8, subsampling=3)
+    save_model(task.model, options.build(3, 4, seed=0), options, np.zeros(4, dtype=np.float32))
+    x = task.matrices["s0-u00"]
+    HmmModel(num_pdfs=4).save(task.model)
+    every = load_acoustic_model(task.model).log_likelihoods(x)
+    chain_model(("SIL", "a"), "SIL", "mono").save(task.model)
+    own = load_acoustic_model(task.model).log_likelihoods(x)
+    assert len(own) == -(-len(x) // 3)
+    np.testing.assert_array_equal(own, every[::3])
 
 
 def test_the_command_takes_the_tuned_scales(task, capsys):

@@ -31,7 +31,7 @@ def write_corpus(root: Path, lengths: dict[str, list[int]]) -> CorpusOptions:
 @pytest.mark.parametrize("unit", ["all", "utterances", "chunks"])
 def test_utterances_shorter_than_a_chunk_and_of_one_frame_are_learned_from(tmp_path: Path, unit: str) -> None:
     options = write_corpus(tmp_path, {"train": [1, 30, 7, 1, 12], "heldout": [1]})
-    corpus = load_corpus(options, window=False)
+    corpus = load_corpus(options, window=False, sequence=False)
     for subset, frames in (("train", 51), ("heldout", 1)):
         data = corpus.sets[subset]
         plan = Sample(subset, unit, 1.0, 24, whole_utterances=True, chunk=12).plan(data.lengths)
@@ -45,4 +45,4 @@ def test_utterances_shorter_than_a_chunk_and_of_one_frame_are_learned_from(tmp_p
 def test_an_utterance_without_frames_is_refused_by_name(tmp_path: Path) -> None:
     options = write_corpus(tmp_path, {"train": [5, 0, 7], "heldout": [4]})
     with pytest.raises(InputError, match=r"utterance 'train-1': .* the matrix empty"):
-        load_corpus(options, window=False)
+        load_corpus(options, window=False, sequence=False)
