@@ -32,9 +32,10 @@ def an4_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small made-up corpus on disk: FEATS folders `train` and `heldout` and the ALI folder `ali` of both.
+    """A small made-up corpus on disk: FEATS folders `train` and `heldout`, ALI `ali` and CHAIN `chain` of both.
 
-    12 pdfs, 8-dimensional features drawn around a mean for each pdf, 60 + 8 utterances of 20 to 80 frames.
+    12 pdfs, 8-dimensional features drawn around a mean for each pdf, 60 + 8 utterances of 20 to 80 frames. For CHAIN
+    the pdfs 2p and 2p + 1 are phone p, without context, and the network has an output frame every third frame.
     """
     import numpy as np
 
@@ -61,4 +62,33 @@ def tiny_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "ali").mkdir()
     write_int_vectors(root / "ali" / "pdf", sorted(alignments))
     HmmModel(num_pdfs=12).save(root / "ali")
+    _write_chain(root / "chain", dict(alignments))
     return root
+
+
+def _write_chain(folder: Path, alignments: dict) -> None:
+    import json
+
+    import numpy as np
+
+    from asr_hf.hmm.chain import chain_model
+    from asr_hf.hmm.chain_folder import DENOMINATOR, FACTS
+    from asr_hf.hmm.denominator import denominator_graph
+    from asr_hf.hmm.phone_lm import PhoneLmOptions, estimate_phone_lm
+    from asr_hf.hmm.supervision import LabelGraph, Supervision
+
+    hmm = chain_model(("SIL", "a", "b", "c", "d", "e"), "SIL", "mono")
+    phones = {name: pdf_T[::4] // 2 + 1 for name, pdf_T in alignments.items()}
+    labels = {}
+    for name, phone_K in phones.items():
+        frames, place = len(alignments[name]), np.arange(len(phone_K))
+        window = np.stack([np.maximum(4 * place - 2, 0), np.minimum(4 * place + 6, frames)], axis=1)
+        units = np.array([hmm.pdfs(0, phone, 0) for phone in phone_K.tolist()])
+        edges = np.stack([place[:-1], place[1:]], axis=1)
+        labels[name] = LabelGraph(frames, units, window, place == 0, place == place[-1], edges)
+    lm = estimate_phone_lm([tuple(phone_K.tolist()) for phone_K in phones.values()], PhoneLmOptions(order=2))
+    folder.mkdir()
+    hmm.save(folder)
+    denominator_graph(lm, hmm).save(folder / DENOMINATOR)
+    Supervision.of(labels).save(folder)
+    (folder / FACTS).write_text(json.dumps({"flat_start": False, "options": {"subsampling": 3}}))

@@ -43,7 +43,7 @@ class Corpus:
     Attributes:
         sets: "train" and "heldout".
         num_pdfs: P.
-        pdf_counts: int64 (P,), frames of each pdf in the training alignments.
+        pdf_counts: int64 (P,), frames of each pdf in the training alignments; 0 without them.
         fingerprint: of the features.
         hmm: ALI or CHAIN folder whose hmm.json belongs to the pdfs.
         subsampling: input frames per output frame that the supervision is for; 0: any.
@@ -98,7 +98,7 @@ def load_corpus(
             f"utterance '{min(shared)}' is in {options.train} and in {options.heldout}",
             "Cut the held-out set off the training set by speaker.",
         )
-    counts = np.bincount(sets["train"].targets, minlength=num_pdfs)
+    counts = np.bincount(sets["train"].targets, minlength=num_pdfs) * (not sequence)
     return Corpus(sets, num_pdfs, counts, fingerprint, ali, labels["train"].subsampling)
 
 

@@ -6,6 +6,7 @@ Usage: same_bits.py CORPUS OUT MODEL,MODEL… [dedicated]
 import hashlib
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,10 +15,12 @@ import torch
 from asr_hf.cluster.launch import launched_ranks, run_on_ranks
 from asr_hf.cluster.options import ClusterOptions
 from asr_hf.criteria.cross_entropy import CrossEntropyOptions
+from asr_hf.criteria.lfmmi import LfmmiOptions
 from asr_hf.curvature.options import CurvatureOptions
 from asr_hf.curvature.precision import Precision
 from asr_hf.models.dnn import DnnOptions
 from asr_hf.models.lstm import LstmOptions
+from asr_hf.models.tdnn import TdnnOptions
 from asr_hf.models.tdnnf import TdnnfOptions
 from asr_hf.objective.objective import Matrix
 from asr_hf.optimizers.first_order import AdamOptions, SgdOptions
@@ -57,6 +60,7 @@ FIRST_ORDER = {
     "sgd": SgdOptions(epochs=1, minibatches_per_step=3, minibatch_frames=64),
     "adam": AdamOptions(epochs=1, minibatches_per_step=3, minibatch_frames=64),
 }
+METHODS = {"dnn": (*RELATIVES, *FIRST_ORDER), "lfmmi": ("sainath", "nghf_start", "adam")}
 
 
 def digest(vector: torch.Tensor) -> str:
@@ -68,6 +72,7 @@ MODELS = {
     "lstm": LstmOptions(
         layers=2, cells=9, projection=5, bidirectional=True, chunk=20, chunk_left=3, chunk_right=2, dropout=0.2
     ),
+    "lfmmi": TdnnOptions(contexts=[[-1, 0, 1], [-3, 0, 3]], width=16, subsampling=3),
     "tdnnf": TdnnfOptions(strides=[1, 3], width=16, bottleneck=4, norm="batch", subsampling=3),
 }
 
@@ -84,8 +89,11 @@ def master(corpus_dir: Path, out: Path, names: list[str], dedicated: bool) -> No
             "cluster": ClusterOptions(dedicated_master=dedicated),
             "training": TrainingOptions(),
         }
+        if name == "lfmmi":
+            options["criterion"] = LfmmiOptions(output_l2=1e-3, branch=0.2, chunk=30)
+            options["corpus"].alignments = str(corpus_dir / "chain")
         options["optimizer"] = replace(HF, structural=0.5) if name == "lstm" else HF
-        answers[name], of_model = run(options, everything=name == "dnn" and not dedicated)
+        answers[name], of_model = run(options, () if dedicated else METHODS.get(name, ()), name == "dnn")
         reports += of_model
     account = {
         "rank_frames": [report.rank_frames for report in reports],
@@ -95,8 +103,8 @@ def master(corpus_dir: Path, out: Path, names: list[str], dedicated: bool) -> No
     out.write_text(json.dumps({"answers": answers, "account": account, "ranks": launched_ranks()}))
 
 
-def run(options: dict, everything: bool) -> tuple[dict, list]:
-    """Losses, gradients, products and HF updates of one model; with `everything` all other methods too."""
+def run(options: dict, methods: Sequence[str], reduced: bool) -> tuple[dict, list]:
+    """Losses, gradients, products (`reduced`: of less precision too), HF updates and other methods of one model."""
     model, evaluator = build(options, load_data(options, check=True))
     objective, let_go = open_objective(options, evaluator)
     theta = evaluator.layout.flatten(dict(model.named_parameters())).detach().clone()
@@ -113,7 +121,7 @@ def run(options: dict, everything: bool) -> tuple[dict, list]:
     with objective.linearize(theta, sample) as lin:
         for matrix in [*map(Matrix, evaluator.criterion.matrices), blocks]:
             answers[str(matrix)] = digest(lin.product(theta, matrix))
-    for precision in (Precision.MEDIUM, Precision.BF16) if everything else ():
+    for precision in (Precision.MEDIUM, Precision.BF16) if reduced else ():
         with objective.linearize(theta, sample, precision) as lin:
             answers[precision.value] = digest(lin.product(theta))
     hf = options["optimizer"].start(theta.clone(), 0)
@@ -121,17 +129,12 @@ def run(options: dict, everything: bool) -> tuple[dict, list]:
     while not hf.state.finished:
         reports.append(hf.step(objective))
     answers["hf"] = [digest(vector) for vector in hf.best()]
-    for name, relative in RELATIVES.items() if everything else ():
-        optimizer = relative.start(theta.clone(), 0)
+    for name in methods:
+        optimizer = {**RELATIVES, **FIRST_ORDER}[name].start(theta.clone(), 0)
         while not optimizer.state.finished:
             report = optimizer.step(objective)
-            if name != "sharded":  # one process sends no pairs
+            if name in RELATIVES and name != "sharded":  # one process sends no pairs
                 reports.append(report)
-        answers[name] = [digest(vector) for vector in optimizer.best()]
-    for name, first_order in FIRST_ORDER.items() if everything else ():
-        optimizer = first_order.start(theta.clone(), 0)
-        while not optimizer.state.finished:
-            optimizer.step(objective)
         answers[name] = [digest(vector) for vector in optimizer.best()]
     let_go()
     return answers, reports

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).parent
-ALL = "dnn,lstm,tdnnf"
+ALL = "dnn,lfmmi,lstm,tdnnf"
 
 
 @pytest.fixture(scope="session")
@@ -21,7 +21,8 @@ def alone(tiny_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict:
 
 
 @pytest.mark.parametrize(
-    ("ranks", "models", "dedicated"), [(2, ALL, False), (3, "dnn", False), (3, "dnn", True), (4, "dnn", False)]
+    ("ranks", "models", "dedicated"),
+    [(2, ALL, False), (3, "dnn,lfmmi", False), (3, "dnn", True), (4, "dnn,lfmmi", False)],
 )
 def test_same_bits_on_any_number_of_ranks(ranks, models, dedicated, alone, tiny_corpus, tmp_path, mpiexec) -> None:
     out = tmp_path / "out.json"
