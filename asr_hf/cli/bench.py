@@ -1,8 +1,9 @@
-"""Measure curvature products on this machine.
+"""Measure curvature products, and sums over the paths of lattice-free MMI, on this machine.
 
 asr-hf bench curvature --out curvature.json     # in units of the fastest gradient of a plain torch module
 asr-hf bench curvature --out tdnn.json --model tdnn --method asr_hf,curvlinops --precision fp32 --repeats 15
 asr-hf bench precision exp/an4/dnn exp/an4/lstm --out precision.json    # does bf16 do on these Hessian-free runs?
+asr-hf bench lfmmi --out lfmmi.json --chain CHAIN --model RUN --feats FEATS --k2-python .venv-k2/bin/python
 asr-hf bench table curvature.json --markdown docs/curvature.md          # draw again what was measured
 asr-hf bench table dnn.json --markdown docs/results/dnn.md    # of asr-hf compare: the block 'bench compare dnn'
 asr-hf bench table f1.json f2.json f3.json f4.json            # folds of one comparison, word errors pooled
@@ -10,7 +11,8 @@ asr-hf bench table f1.json f2.json f3.json f4.json            # folds of one com
 Sizes of curvature: dnn 360-6x1024-2000 on 2048 frames, tdnn 6x512 on 32 x 150 frames, lstm 2x512 on 64 x 30 frames; one
 thread. Without --method, libraries that are not installed or cannot run are named and left out: pip install
 asr-hf[bench]. Precision solves the system of a run's next update by CG in fp32, medium and bf16, and judges the
-iterates by fp32's quadratic model.
+iterates by fp32's quadratic model. Lfmmi times forward-backward of a denominator graph, and the product with its
+Hessian, beside plain torch and k2 (scripts/k2_env): on a synthetic graph and, where named, on a CHAIN.
 """
 
 import argparse
@@ -23,7 +25,7 @@ from asr_hf.cli.train import GROUPS as RUN_GROUPS
 from asr_hf.decoding.output import write_json
 from asr_hf.errors import InputError
 from asr_hf.report.compare import compare_text
-from asr_hf.report.tables import curvature_table, precision_table, replace_marked
+from asr_hf.report.tables import curvature_table, lfmmi_table, precision_table, replace_marked
 
 GROUPS: tuple[str, ...] = ()
 LISTS = ("model", "method", "precision")
@@ -31,10 +33,11 @@ LISTS = ("model", "method", "precision")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     subjects = parser.add_subparsers(
-        dest="subject", required=True, metavar="SUBJECT", help="curvature, precision, table"
+        dest="subject", required=True, metavar="SUBJECT", help="curvature, precision, lfmmi, table"
     )
     _add_curvature(subjects.add_parser("curvature"))
     _add_precision(subjects.add_parser("precision"))
+    _add_lfmmi(subjects.add_parser("lfmmi"))
     _add_table(subjects.add_parser("table"))
 
 
@@ -57,10 +60,22 @@ def _add_precision(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--update", type=int, metavar="K", help="draw the curvature sample of that update (the next)")
 
 
+def _add_lfmmi(parser: argparse.ArgumentParser) -> None:
+    _add_out(parser)
+    parser.add_argument("--chain", type=Path, metavar="CHAIN", help="its denominator is the graph an4")
+    parser.add_argument("--model", type=Path, metavar="RUN", help="network whose outputs go with CHAIN")
+    parser.add_argument("--feats", type=Path, metavar="FEATS", help="features for that network")
+    parser.add_argument("--rows", type=int, default=64, metavar="N", help="pieces of FEATS, 50 output frames each (64)")
+    parser.add_argument("--k2-python", type=Path, metavar="PYTHON", help="a Python that has k2; without it no k2")
+    parser.add_argument(
+        "--seconds", type=float, default=40.0, metavar="S", help="a graph's share of time, without k2 (40)"
+    )
+
+
 def _add_table(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "measured", type=Path, nargs="+", metavar="FILE",
-        help="what --out of curvature or precision wrote, or a compare.json; several of these are folds",
+        help="what --out of curvature, precision or lfmmi wrote, or a compare.json; several of these are folds",
     )  # fmt: skip
     parser.add_argument(
         "--markdown", metavar="FILE",
@@ -75,7 +90,7 @@ def _add_out(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, overrides: list[str]) -> None:
     if overrides:
         raise InputError(f"'{overrides[0]}': asr-hf bench takes no options of that kind", "See --help.")
-    {"curvature": _curvature, "precision": _precision, "table": _table}[args.subject](args)
+    {"curvature": _curvature, "precision": _precision, "lfmmi": _lfmmi, "table": _table}[args.subject](args)
 
 
 def _curvature(args: argparse.Namespace) -> None:
@@ -98,6 +113,19 @@ def _precision(args: argparse.Namespace) -> None:
     runs = [Run(folder, from_yaml(folder / "config.yaml", RUN_GROUPS)) for folder in args.runs]
     words = [f"--iterations {args.iterations}", *([] if args.update is None else [f"--update {args.update}"])]
     measured = bench_precision(dict(zip(names, runs, strict=True)), settings, _command("precision", names + words))
+    write_json(Path(args.out), measured)
+    print(_drawn(measured)[1])
+
+
+def _lfmmi(args: argparse.Namespace) -> None:
+    from asr_hf.bench.lfmmi import LfmmiSettings, bench_lfmmi
+
+    folders = {name: getattr(args, name) for name in ("chain", "model", "feats")}
+    settings = LfmmiSettings(**folders, k2_python=args.k2_python, rows=args.rows, seconds=args.seconds)
+    words = [f"--{name} {name.upper()}" for name, folder in folders.items() if folder is not None]
+    words += ["--k2-python PYTHON"] * (args.k2_python is not None)
+    words += [f"--rows {args.rows}", f"--seconds {args.seconds:g}"]
+    measured = bench_lfmmi(settings, _command("lfmmi", words))
     write_json(Path(args.out), measured)
     print(_drawn(measured)[1])
 
@@ -135,6 +163,8 @@ def _drawn(measured: dict[str, Any]) -> tuple[str, str]:
     """Subject and table of what was measured."""
     if "unit" in measured:
         return "curvature", curvature_table(measured["unit"], measured["rows"])
+    if "graphs" in measured:
+        return "lfmmi", lfmmi_table(measured["graphs"], measured["rows"])
     return "precision", precision_table(measured["runs"], measured["rows"])
 
 

@@ -60,6 +60,18 @@ def precision_table(runs: Mapping[str, Mapping[str, Any]], rows: Sequence[Mappin
     return "\n".join([*text, "φ₃₂: decrease of the quadratic model in units of fp32's", "", aligned(lines, names=4)])
 
 
+def lfmmi_table(graphs: Mapping[str, Mapping[str, int]], rows: Sequence[Mapping[str, Any]]) -> str:
+    """What `asr-hf bench lfmmi` measured, for the terminal: the graphs, then a line a row."""
+    text = [
+        f"{name}: {', '.join(f'{size:,} {what}' for what, size in graph.items())}" for name, graph in graphs.items()
+    ]
+    lines = [("graph", "method", "what", "ms", "min. ms", "forward-backwards", "rel. error")]
+    for row in rows:
+        times = (f"{row['ms']:.1f}", f"{row['min_ms']:.1f}", f"{row['ratio_to_forward_backward']:.2f}")
+        lines.append((row["graph"], row["method"], row["what"], *times, f"{row['rel_error']:.1e}"))
+    return "\n".join([*text, "", aligned(lines, names=3)])
+
+
 def markdown_table(rows: Sequence[Row]) -> str:
     """The same as a Markdown table."""
     rule = ["---" if column < 2 else "---:" for column in range(len(HEAD))]
