@@ -3,7 +3,7 @@
 asr-hf bench curvature --out curvature.json     # in units of the fastest gradient of a plain torch module
 asr-hf bench curvature --out tdnn.json --model tdnn --method asr_hf,curvlinops --precision fp32 --repeats 15
 asr-hf bench precision exp/an4/dnn exp/an4/lstm --out precision.json    # does bf16 do on these Hessian-free runs?
-asr-hf bench lfmmi --out lfmmi.json --chain CHAIN --model RUN --feats FEATS --k2-python .venv-k2/bin/python
+asr-hf bench lfmmi --out lfmmi.json --chain CHAIN --model MODEL --feats FEATS --k2-python .venv-k2/bin/python
 asr-hf bench table curvature.json --markdown docs/curvature.md          # draw again what was measured
 asr-hf bench table dnn.json --markdown docs/results/dnn.md    # of asr-hf compare: the block 'bench compare dnn'
 asr-hf bench table f1.json f2.json f3.json f4.json            # folds of one comparison, word errors pooled
@@ -63,7 +63,7 @@ def _add_precision(parser: argparse.ArgumentParser) -> None:
 def _add_lfmmi(parser: argparse.ArgumentParser) -> None:
     _add_out(parser)
     parser.add_argument("--chain", type=Path, metavar="CHAIN", help="its denominator is the graph an4")
-    parser.add_argument("--model", type=Path, metavar="RUN", help="network whose outputs go with CHAIN")
+    parser.add_argument("--model", type=Path, metavar="MODEL", help="network whose outputs go with CHAIN")
     parser.add_argument("--feats", type=Path, metavar="FEATS", help="features for that network")
     parser.add_argument("--rows", type=int, default=64, metavar="N", help="pieces of FEATS, 50 output frames each (64)")
     parser.add_argument("--k2-python", type=Path, metavar="PYTHON", help="a Python that has k2; without it no k2")
