@@ -8,13 +8,14 @@ frame, with which a network can be trained by cross-entropy first.
 import json
 import zlib
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from asr_hf.data.archive import FeatureArchive, write_int_vectors
-from asr_hf.data.fingerprint import read_fingerprint
+from asr_hf.data.fingerprint import Fingerprint, read_fingerprint
 from asr_hf.data.folder import whole_folder
 from asr_hf.errors import InputError, OptionError
 from asr_hf.hmm.alignment import read_training_text, require_same_phones, require_some
@@ -23,7 +24,7 @@ from asr_hf.hmm.chain_graph import ChainGraph
 from asr_hf.hmm.denominator import denominator_graph
 from asr_hf.hmm.lang import Lang
 from asr_hf.hmm.model import HmmModel
-from asr_hf.hmm.phone_lm import PhoneLm, estimate_phone_lm
+from asr_hf.hmm.phone_lm import estimate_phone_lm
 from asr_hf.hmm.supervision import LabelGraph, Supervision, from_alignment, from_transcript
 from asr_hf.hmm.tree import TreeOptions
 from asr_hf.hmm.triphone import read_state_alignments
@@ -36,7 +37,7 @@ class ChainReport:
     """What a CHAIN folder holds, and the utterances left out as too short."""
 
     num_pdfs: int
-    lm: PhoneLm
+    lm: str
     denominator: ChainGraph
     utterances: int
     left_out: list[str]
@@ -51,13 +52,21 @@ class ChainReport:
 
 @dataclass(frozen=True)
 class Chain:
-    """A CHAIN folder: model, denominator, label graphs, input frames per output frame, whether it is a flat start."""
+    """A CHAIN folder.
+
+    Attributes:
+        hmm, denominator, supervision: the chain model, the graph of all its paths, the label graph of each utterance.
+        subsampling: input frames per output frame.
+        flat_start: whether the labels are of transcripts, without times.
+        facts: all of chain.json.
+    """
 
     hmm: HmmModel
     denominator: ChainGraph
     supervision: Supervision
     subsampling: int
     flat_start: bool
+    facts: dict[str, Any]
 
     @classmethod
     def load(cls, folder: Path | str) -> "Chain":
@@ -72,7 +81,7 @@ class Chain:
             raise InputError(f"{folder / FACTS} is missing", "Name a folder that asr-hf chain wrote.") from None
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(f"{folder / FACTS} is damaged ({error})", "Make its folder again.") from None
-        return cls(hmm, denominator, Supervision.load(folder), subsampling, flat_start)
+        return cls(hmm, denominator, Supervision.load(folder), subsampling, flat_start, facts)
 
 
 def make_chain(
@@ -108,21 +117,66 @@ def make_chain(
     require_some(fitting, left_out)
     lm = estimate_phone_lm(sequences, options.lm)
     denominator = denominator_graph(lm, hmm)
-    report = ChainReport(hmm.num_pdfs, lm, denominator, len(fitting), left_out)
+    facts = {
+        "flat_start": ali_dir is None, "options": asdict(options), "num_pdfs": hmm.num_pdfs,
+        "lm_states": len(lm.histories), "lm_arcs": len(lm.src_A), "states": denominator.states,
+        "transitions": len(denominator.src_A), "utterances": len(fitting), "left_out": left_out,
+    }  # fmt: skip
+    chain = Chain(hmm, denominator, Supervision.of(fitting), options.subsampling, ali_dir is None, facts)
+    _write(chain, chain_dir, fingerprint, {name: pdfs[name] for name in fitting if name in pdfs})
+    return ChainReport(hmm.num_pdfs, str(lm), denominator, len(fitting), left_out)
+
+
+def supervise(
+    feats_dir: Path | str,
+    lang_dir: Path | str,
+    ali_dir: Path | str | None,
+    model_dir: Path | str,
+    chain_dir: Path | str,
+) -> ChainReport:
+    """Write CHAIN with the supervision of other utterances for the model and denominator of a CHAIN folder.
+
+    Args:
+        feats_dir: features and transcripts, of a dev set for instance.
+        lang_dir: lexicon and phones.
+        ali_dir: alignments of FEATS; None for a model of a flat start.
+        model_dir: the CHAIN folder to take model, denominator and options from.
+        chain_dir: the folder to write.
+
+    Raises:
+        InputError: alignments or transcripts that do not fit features or phones; no utterance that fits.
+        OptionError: alignments for a flat start, or none for another model.
+    """
+    fingerprint, archive = read_fingerprint(feats_dir), FeatureArchive(Path(feats_dir) / "feats.scp")
+    lang, model = Lang.load(lang_dir), Chain.load(model_dir)
+    if model.flat_start != (ali_dir is None):
+        made = "from transcripts alone" if model.flat_start else "from alignments"
+        raise OptionError(f"{model_dir} was made {made}", "Give --ali or --flat-start as it was made.")
+    pdfs: dict[str, np.ndarray] = {}
+    if ali_dir is None:
+        labels = _transcribed(archive, lang, Path(feats_dir), model.hmm)
+    else:
+        options = model.facts["options"]
+        old, states = _alignments(archive, lang, Path(ali_dir))
+        labels, pdfs = _labelled(states, old, model.hmm, int(options["tolerance"]), model.subsampling)
+    fitting = {name: graph for name, graph in labels.items() if graph is not None and graph.fits(model.subsampling)}
+    left_out = sorted(set(archive) - set(fitting))
+    require_some(fitting, left_out)
+    facts = {**model.facts, "utterances": len(fitting), "left_out": left_out}
+    chain = replace(model, supervision=Supervision.of(fitting), facts=facts)
+    _write(chain, chain_dir, fingerprint, {name: pdfs[name] for name in fitting if name in pdfs})
+    return ChainReport(model.hmm.num_pdfs, f"that of {model_dir}", model.denominator, len(fitting), left_out)
+
+
+def _write(chain: Chain, chain_dir: Path | str, fingerprint: Fingerprint, pdfs: dict[str, np.ndarray]) -> None:
     with whole_folder(chain_dir, FACTS) as folder:
-        hmm.save(folder)
+        chain.hmm.save(folder)
         fingerprint.save(folder)
-        denominator.save(folder / DENOMINATOR)
-        Supervision.of(fitting).save(folder)
+        chain.denominator.save(folder / DENOMINATOR)
+        chain.supervision.save(folder)
         if pdfs:
-            write_int_vectors(folder / "pdf", ((name, pdfs[name]) for name in sorted(fitting)), final_dir=chain_dir)
-        facts = {
-            "flat_start": ali_dir is None, "options": asdict(options), "num_pdfs": hmm.num_pdfs,
-            "lm_states": len(lm.histories), "lm_arcs": len(lm.src_A), "states": denominator.states,
-            "transitions": len(denominator.src_A), "utterances": len(fitting), "left_out": left_out,
-        }  # fmt: skip
-        (folder / FACTS).write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    return report
+            write_int_vectors(folder / "pdf", sorted(pdfs.items()), final_dir=chain_dir)
+        (folder / FACTS).write_text(json.dumps(chain.facts, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 _Made = tuple[HmmModel, Iterator[tuple[int, ...]], dict[str, LabelGraph | None], dict[str, np.ndarray]]
@@ -132,18 +186,32 @@ def _aligned(
     archive: FeatureArchive, lang: Lang, ali_dir: Path, options: ChainOptions, tree_options: TreeOptions
 ) -> _Made:
     """Model, phone sequences, label graphs and pdfs of frames from state alignments."""
+    old, states = _alignments(archive, lang, ali_dir)
+    if options.needs_tree:
+        hmm = tied_model(archive, states, old, options, tree_options)
+    else:
+        hmm = chain_model(lang.phone_names, lang.silence, options.context)
+    labels, pdfs = _labelled(states, old, hmm, options.tolerance, options.subsampling)
+    return hmm, phone_sequences(states.values(), old), labels, pdfs
+
+
+def _alignments(archive: FeatureArchive, lang: Lang, ali_dir: Path) -> tuple[HmmModel, dict[str, np.ndarray]]:
+    """The Bakis model of ALI, and the phone-states of each utterance."""
     old = HmmModel.load(ali_dir)
     old.require_bakis(ali_dir)
     require_same_phones(old, lang)
     states = read_state_alignments(ali_dir, archive, old)
     require_some(states, list(archive))
-    if options.needs_tree:
-        hmm = tied_model(archive, states, old, options, tree_options)
-    else:
-        hmm = chain_model(lang.phone_names, lang.silence, options.context)
-    labels = {name: from_alignment(state_T, old, hmm, options.tolerance) for name, state_T in states.items()}
-    pdfs = {name: pdf_alignment(state_T, old, hmm, options.subsampling) for name, state_T in states.items()}
-    return hmm, phone_sequences(states.values(), old), dict(labels), pdfs
+    return old, states
+
+
+def _labelled(
+    states: dict[str, np.ndarray], old: HmmModel, hmm: HmmModel, tolerance: int, subsampling: int
+) -> tuple[dict[str, LabelGraph | None], dict[str, np.ndarray]]:
+    """Label graph and pdfs of frames of each alignment."""
+    labels = {name: from_alignment(state_T, old, hmm, tolerance) for name, state_T in states.items()}
+    pdfs = {name: pdf_alignment(state_T, old, hmm, subsampling) for name, state_T in states.items()}
+    return dict(labels), pdfs
 
 
 def _flat_start(
@@ -157,9 +225,15 @@ def _flat_start(
         )
     transcripts = read_training_text(feats_dir, archive, lang)
     hmm = chain_model(lang.phone_names, lang.silence, options.context)
-    labels = {name: from_transcript(words, lang, hmm, archive.num_frames(name)) for name, words in transcripts.items()}
+    labels = _transcribed(archive, lang, feats_dir, hmm)
     drawn = (sequence for name in transcripts for sequence in drawn_phones(name, transcripts[name], lang, options))
     return hmm, drawn, labels, {}
+
+
+def _transcribed(archive: FeatureArchive, lang: Lang, feats_dir: Path, hmm: HmmModel) -> dict[str, LabelGraph | None]:
+    """Label graph of each transcript."""
+    transcripts = read_training_text(feats_dir, archive, lang)
+    return {name: from_transcript(words, lang, hmm, archive.num_frames(name)) for name, words in transcripts.items()}
 
 
 def drawn_phones(

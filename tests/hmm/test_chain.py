@@ -211,9 +211,45 @@ def test_the_command_writes_what_training_needs(
     if chain.flat_start:
         assert short in left_out
         assert f"left out as too short ({len(left_out)}): {short}" in said
+    again = words[:2] if flags != "flat start" else words
+    run(
+        [
+            "chain",
+            str(toy_feats),
+            str(toy_lang.folder),
+            str(tmp_path / "more"),
+            *again,
+            "--model",
+            str(tmp_path / "one"),
+        ]
+    )
+    for name in ("hmm.json", "den.safetensors", "supervision.safetensors", "chain.json"):
+        assert filecmp.cmp(tmp_path / "one" / name, tmp_path / "more" / name, shallow=False), name
+    other = ["--flat-start"] if flags != "flat start" else ["--ali", str(mono_dir)]
+    with pytest.raises(OptionError, match="as it was made"):
+        run(
+            [
+                "chain",
+                str(toy_feats),
+                str(toy_lang.folder),
+                str(tmp_path / "x"),
+                *other,
+                "--model",
+                str(tmp_path / "one"),
+            ]
+        )
+    pdfs = read_int_vectors(tmp_path / "more" / "pdf.scp") if flags != "flat start" else {}
+    assert set(pdfs) == (set(chain.supervision) if pdfs else set())
     composer = Composer(chain.denominator)
     for name in chain.supervision:
         labels = chain.supervision[name]
+        if pdfs:  # each frame reads its phone's entry pdf for the first three frames, then its loop pdf
+            begin_K = labels.window_K2[:, 0] + 5 * (labels.window_K2[:, 0] > 0)
+            place_T = np.searchsorted(begin_K, np.arange(labels.frames), side="right") - 1
+            age_T = np.arange(labels.frames) - begin_K[place_T]
+            sure_T = (begin_K[place_T] > 0) & (place_T > 1)  # windows of the first phones are cut at the edge
+            expected = labels.unit_K2[place_T, (age_T >= 3).astype(int)]
+            np.testing.assert_array_equal(pdfs[name][sure_T], expected[sure_T])
         assert labels.frames == archive.num_frames(name)
         numerator = composer.numerator(labels, 0, labels.frames, 3)
         assert numerator.final_S.any(), name
