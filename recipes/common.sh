@@ -1,5 +1,5 @@
 # What the recipes share: options, stages that remember what they did, MPI. Sourced by recipes/<corpus>/run.sh, which sets
-# `corpus` and the defaults of its own options first (and `script`, if it is not run.sh).
+# `corpus` and the defaults of its own options first (and, if it is not run.sh, `script` and the `suffix` of its folder).
 #
 #   --stage N       run from stage N on, finished or not (without it, finished stages are skipped)
 #   --stop-stage M  stop after stage M
@@ -55,7 +55,7 @@ parse_options() {
     ((${!number} >= 1)) || fail "option --$number must be at least 1."
   done
   command -v asr-hf >/dev/null || fail "asr-hf is not installed. Run scripts/quickstart, or: pip install -e ."
-  dir=${dir:-exp/$corpus${fold:+-fold$fold}}
+  dir=${dir:-exp/$corpus${suffix:-}${fold:+-fold$fold}}
   mkdir -p "$dir/.done" "$dir/log"
   exec 9>"$dir/.lock" # held by this shell and what it starts, so also by ranks that outlive a killed recipe
   flock -n 9 || fail "another run is at work in $dir. Wait for it or stop it, or name another folder: --dir."
@@ -167,7 +167,7 @@ evaluate() {
   asr-hf tune "$feats/dev" "$graph" "$model" "$out" --jobs "$nj"
   for subset in dev test; do
     asr-hf decode "$feats/$subset" "$graph" "$model" "$out/$subset" --tuned "$out/tuned.json" --jobs "$nj"
-    asr-hf score "$dir/data/$subset" "$out/$subset/hyp.txt" "$out/$subset"
+    asr-hf score "${data:-$dir/data}/$subset" "$out/$subset/hyp.txt" "$out/$subset"
     asr-hf results "$dir/results.json" --add "$system" --set "$subset" --seed "$seed" \
       --score "$out/$subset/score.json" --seconds "$seconds"
   done

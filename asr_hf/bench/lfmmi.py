@@ -47,7 +47,7 @@ class LfmmiSettings:
     model: Path | None = None
     feats: Path | None = None
     k2_python: Path | None = None
-    rows: int = 64
+    rows: int = 16
     seconds: float = 40.0
 
     def __post_init__(self) -> None:

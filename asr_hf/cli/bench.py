@@ -65,7 +65,7 @@ def _add_lfmmi(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--chain", type=Path, metavar="CHAIN", help="its denominator is the graph an4")
     parser.add_argument("--model", type=Path, metavar="MODEL", help="network whose outputs go with CHAIN")
     parser.add_argument("--feats", type=Path, metavar="FEATS", help="features for that network")
-    parser.add_argument("--rows", type=int, default=64, metavar="N", help="pieces of FEATS, 50 output frames each (64)")
+    parser.add_argument("--rows", type=int, default=16, metavar="N", help="pieces of FEATS, 50 output frames each (16)")
     parser.add_argument("--k2-python", type=Path, metavar="PYTHON", help="a Python that has k2; without it no k2")
     parser.add_argument(
         "--seconds", type=float, default=40.0, metavar="S", help="a graph's share of time, without k2 (40)"

@@ -54,6 +54,27 @@ on_fold() {
     $(of "$fold/fbank" "$fold/tri") model=an4_small "training.init='$dir/start-fold$1-{seed}'"
 }
 
+# chain_start: chain HMMs with supervision of dev too, and networks trained by cross-entropy on their pdfs, a seed each
+chain_start() {
+  local s
+  asr-hf chain exp/an4/fbank/train+heldout exp/an4/lang "$dir/chain" --ali exp/an4/ali tree.leaves=240
+  asr-hf chain exp/an4/fbank/dev exp/an4/lang "$dir/chain-dev" --ali "$dir/ali-dev" --model "$dir/chain"
+  asr-hf graph exp/an4/lang "$dir/chain" "$dir/graph-chain" graph.self_loop_scale=1 graph.transition_scale=1
+  for s in $seeds; do
+    $resume || rm -rf "$dir/start-chain-$s"
+    asr-hf train "$dir/start-chain-$s" --config-dir "$conf" $(of exp/an4/fbank "$dir/chain") model=an4_chain_small \
+      optimizer=adam_lfmmi optimizer.epochs=4 training.seed="$s"
+  done
+}
+
+# compare_lfmmi NAME FILE…
+compare_lfmmi() {
+  asr-hf compare "$dir/$1" "${@:2}" --config-dir "$conf" --seeds 0,1,2 --budget 20 --trial-budget 8 --jobs "$nj" \
+    --dev exp/an4/fbank/dev --dev-alignments "$dir/chain-dev" --graph "$dir/graph-chain" --wer-seeds 0 \
+    --decode-dev exp/an4/fbank/dev --decode-test exp/an4/fbank/test --reference hf \
+    $(of exp/an4/fbank "$dir/chain") criterion=lfmmi model=an4_chain_small "training.init='$dir/start-chain-{seed}'"
+}
+
 stage 0 "features, GMMs and alignments of the corpus" recipes/an4/run.sh --stop-stage 8 --nj "$nj" --ranks "$ranks"
 stage 1 "alignment of dev, to tune on" align_dev
 stage 2 "an epoch of SGD: where warm runs start" first_epochs
@@ -64,3 +85,5 @@ stage 6 "TDNN after an epoch of SGD" compare tdnn-warm an4_tdnn_small warm "$sys
 for k in 1 2 3 4; do
   stage $((6 + k)) "fold $k: the winners after an epoch of SGD" on_fold "$k"
 done
+stage 11 "chain HMMs, and TDNNs trained by cross-entropy" chain_start
+stage 12 "lattice-free MMI after cross-entropy" compare_lfmmi tdnn-lfmmi "$systems"/{,samples-,matrices-}lfmmi.yaml

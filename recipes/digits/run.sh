@@ -49,6 +49,21 @@ hessian_free() {
 }
 first_order() { neural 1 "dnn-ce-$1" optimizer="$1" training.seed="$2"; }
 
+# lattice-free MMI: an epoch of Adam, then Hessian-free with exact curvature
+chain_network() {
+  local ranks=$1 run=$dir/$2
+  $resume || rm -rf "$run"
+  mpi "$ranks" asr-hf train "$run" corpus.train="$fbank/train" corpus.heldout="$fbank/heldout" corpus.alignments="$dir/chain" \
+    criterion=lfmmi model=tdnn model.subsampling=3 model.width=96 training.seed="$3" "${@:4}"
+}
+lfmmi() {
+  asr-hf chain "$mfcc/train+heldout" "$lang" "$dir/chain" --ali "$dir/mono" chain.context=mono
+  asr-hf graph "$lang" "$dir/chain" "$dir/graph-chain" graph.self_loop_scale=1 graph.transition_scale=1
+  chain_network 1 tdnn-lfmmi-first-epoch "$1" optimizer=adam optimizer.epochs=1 optimizer.minibatch_frames=2400
+  chain_network "$ranks" tdnn-lfmmi-hf "$1" training.init="$dir/tdnn-lfmmi-first-epoch" optimizer=hf optimizer.updates=4 \
+    optimizer.damping.initial=0.1 optimizer.minibatch_frames=9600 optimizer.curvature_minibatch_frames=4800
+}
+
 report() {
   write_table
   asr-hf results "$dir/results.json" --line "digits test" --system dnn-ce-hf --set test | tee "$dir/wer.txt"
@@ -67,4 +82,6 @@ stage 7 "DNN by SGD with momentum" first_order sgd "$seed"
 stage 8 "$scoring" evaluate 7 dnn-ce-sgd "$dir/dnn-ce-sgd" "$dir/graph" "$fbank"
 stage 9 "DNN by Adam" first_order adam "$seed"
 stage 10 "$scoring" evaluate 9 dnn-ce-adam "$dir/dnn-ce-adam" "$dir/graph" "$fbank"
-stage 11 "table of results" report
+stage 11 "TDNN by lattice-free MMI and Hessian-free, MPI ranks: $ranks" lfmmi "$seed"
+stage 12 "$scoring" evaluate 11 tdnn-lfmmi-hf "$dir/tdnn-lfmmi-hf" "$dir/graph-chain" "$fbank"
+stage 13 "table of results" report
