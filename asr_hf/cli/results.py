@@ -5,22 +5,25 @@ asr-hf results exp/an4/results.json --table --markdown recipes/an4/RESULTS.md
 asr-hf results exp/digits/results.json --line "digits test" --system dnn-ce-hf --set test
 asr-hf results exp/an4/results.json --report exp/an4/dnn-ce-hf
 asr-hf results exp/an4/results.json --publish docs/results/an4.json --command "recipes/an4/run.sh"
+asr-hf results difference.json --difference exp/new-fold*/test/score.json --from exp/old-fold*/test/score.json
 """
 
 import argparse
 from pathlib import Path
 
+from asr_hf.decoding.output import write_json
 from asr_hf.errors import InputError
 from asr_hf.report.published import publish
 from asr_hf.report.results import add_result, find_results, read_results
 from asr_hf.report.run_report import write_run_report
 from asr_hf.report.tables import text_table, update_markdown
+from asr_hf.report.word_errors import compared
 
 GROUPS: tuple[str, ...] = ()
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("results", metavar="RESULTS_JSON", help="the file of rows; --add makes it")
+    parser.add_argument("results", metavar="RESULTS_JSON", help="the file of rows; --add and --difference write it")
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--add", metavar="SYSTEM", help="add or replace the row of SYSTEM, --set and --seed")
     what.add_argument("--table", action="store_true", help="print the table of all rows")
@@ -31,6 +34,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what.add_argument(
         "--publish", metavar="FILE", help="write the rows with --command, versions and machine shape, to be committed"
     )
+    what.add_argument(
+        "--difference", nargs="+", metavar="SCORE", help="WER over these score.json less that over --from, by speaker"
+    )
+    parser.add_argument("--from", nargs="+", dest="reference", metavar="SCORE", help="the other system (--difference)")
     parser.add_argument("--command", help="the command that made the results (--publish)")
     parser.add_argument("--set", help="dev or test")
     parser.add_argument("--seed", type=int, default=None, help="seed of the system (0 for --add, any for --line)")
@@ -50,17 +57,28 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
         "line": ("system", "set"),
         "report": (),
         "publish": ("command",),
+        "difference": ("reference",),
         "table": (),
     }
-    action = next((name for name in ("add", "line", "report", "publish") if getattr(args, name) is not None), "table")
+    action = next((name for name in needed if name != "table" and getattr(args, name) is not None), "table")
     for name in needed[action]:
         if getattr(args, name) is None:
-            raise InputError(f"--{action} needs --{name}", "asr-hf results --help shows an example.")
+            flag = {"reference": "from"}.get(name, name)
+            raise InputError(f"--{action} needs --{flag}", "asr-hf results --help shows an example.")
     if args.markdown is not None and action != "table":
         raise InputError(f"--markdown does not go with --{action}", "Use it with --table.")
     if action == "add":
         row = add_result(args.results, args.add, args.set, args.seed or 0, args.score, args.seconds)
         print(text_table([row]))
+        return
+    if action == "difference":
+        found = compared(args.difference, args.reference)
+        write_json(Path(args.results), found)
+        print(
+            f"WER {found['system']['wer']:.2f} %, reference {found['reference']['wer']:.2f} %, difference "
+            f"{found['value']:+.2f} [{found['low']:+.2f}, {found['high']:+.2f}] over {found['words']} words of "
+            f"{found['speakers']} speakers"
+        )
         return
     rows = read_results(args.results)
     if action == "report":

@@ -63,6 +63,12 @@ second_order() {
   network 1 "$1-first-epoch" chain "$2" model="$3" optimizer=adam_lfmmi optimizer.epochs=1
   network "$ranks" "$1" chain "$2" model="$3" training.init="$dir/$1-first-epoch" optimizer="$4"
 }
+# the best network of run.sh by cross-entropy, on the same perturbed speech
+cross_entropy() {
+  $resume || rm -rf "$dir/dnn-ce-adam"
+  asr-hf train "$dir/dnn-ce-adam" --config-dir recipes/an4/conf corpus.train="$train" corpus.heldout="$fbank/heldout" \
+    corpus.alignments="$dir/ali" model=an4 optimizer=adam_an4 training.seed="$seed"
+}
 conf=$(cat recipes/an4/conf/{model/an4_chain_*,optimizer/*_lfmmi}.yaml | cksum)
 scoring="  tune on dev, decode and score dev and test"
 stage 0 "features, GMMs and alignments of the corpus" recipes/an4/run.sh ${fold:+--fold "$fold"} --stop-stage 8 --nj "$nj" --ranks "$ranks"
@@ -82,4 +88,6 @@ stage 13 "LSTM by Hessian-free, $ranks MPI ranks" second_order lstm-lfmmi-hf "$c
 stage 14 "$scoring" evaluate 13 lstm-lfmmi-hf "$dir/lstm-lfmmi-hf" "$dir/graph-chain" "$fbank"
 stage 15 "TDNN end to end, without any GMM, by Adam" network 1 tdnn-flat-adam chain-flat "$conf" model=an4_chain_tdnn optimizer=adam_lfmmi criterion.chunk=0
 stage 16 "$scoring" evaluate 15 tdnn-flat-adam "$dir/tdnn-flat-adam" "$dir/graph-chain-flat" "$fbank"
-stage 17 "table of results" write_table
+stage 17 "for comparison: DNN by cross-entropy and Adam" cross_entropy
+stage 18 "$scoring" evaluate 17 dnn-ce-adam "$dir/dnn-ce-adam" "$base/graph-tri" "$fbank"
+stage 19 "table of results" write_table

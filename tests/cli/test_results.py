@@ -116,3 +116,27 @@ def test_published_results_say_how_they_were_made_and_give_the_same_table(tmp_pa
     assert capsys.readouterr().out == table
     with pytest.raises(InputError, match="--command"):
         run(["results", results, "--publish", str(published)])
+
+
+def test_the_difference_of_two_systems_is_paired_by_speaker(tmp_path, capsys):
+    def score(name, **speakers):
+        rows = {speaker: {"errors": errors, "words": words} for speaker, (errors, words) in speakers.items()}
+        (tmp_path / name).write_text(json.dumps({"speakers": rows}))
+        return str(tmp_path / name)
+
+    ours = [score("a0", x=(1, 10), y=(2, 20)), score("a1", z=(0, 20))]
+    theirs = [score("b0", x=(2, 10), y=(4, 20)), score("b1", z=(1, 20))]
+    run(["results", str(tmp_path / "d.json"), "--difference", *ours, "--from", *theirs])
+    assert "WER 6.00 %, reference 14.00 %, difference -8.00" in capsys.readouterr().out
+    found = json.loads((tmp_path / "d.json").read_text())
+    assert (found["system"]["errors"], found["reference"]["errors"], found["words"], found["speakers"]) == (3, 7, 50, 3)
+    assert found["low"] <= found["value"] <= found["high"] < 0
+    for wrong, said in (
+        ([ours[0]], "same words: speaker z"),
+        ([str(tmp_path / "none.json")], "cannot be read"),
+        ([score("bad") + "x"], "cannot be read"),
+    ):
+        with pytest.raises(InputError, match=said):
+            run(["results", str(tmp_path / "d.json"), "--difference", *wrong, "--from", *theirs])
+    with pytest.raises(InputError, match="--difference needs --from"):
+        run(["results", str(tmp_path / "d.json"), "--difference", *ours])
