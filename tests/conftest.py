@@ -91,4 +91,4 @@ def _write_chain(folder: Path, alignments: dict) -> None:
     hmm.save(folder)
     denominator_graph(lm, hmm).save(folder / DENOMINATOR)
     Supervision.of(labels).save(folder)
-    (folder / FACTS).write_text(json.dumps({"flat_start": False, "options": {"subsampling": 3}}))
+    (folder / FACTS).write_text(json.dumps({"flat_start": False, "options": {"subsampling": 3, "tolerance": 2}}))

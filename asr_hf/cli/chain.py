@@ -6,8 +6,9 @@
   asr-hf chain fbank/dev lang exp/chain-dev --ali exp/ali-dev --model exp/chain    other utterances, the same model
 
 CHAIN gets hmm.json, features.json, den.safetensors, supervision.safetensors and chain.json. FEATS holds training and
-held-out set together. Utterances that are too short for their phones are named and left out. With --flat-start the
-options are those of chain=flat_start unless another choice is given.
+held-out set together. Utterances that are too short for their phones are named and left out; with --model also those
+whose phones the denominator does not allow, for its n-gram has no smoothing. With --flat-start the options are those of
+chain=flat_start unless another choice is given.
 """
 
 import argparse

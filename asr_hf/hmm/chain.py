@@ -6,6 +6,7 @@ shares them by a decision tree. Silence has no context.
 Shape suffixes: T frames, D feature dim, N phones of an utterance.
 """
 
+import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import count
@@ -14,6 +15,7 @@ import numpy as np
 
 from asr_hf.data.archive import FeatureArchive
 from asr_hf.hmm.alignment import chunks_by_length
+from asr_hf.hmm.lang import Lang
 from asr_hf.hmm.model import HmmModel, Node, Split
 from asr_hf.hmm.phone_lm import PhoneLmOptions
 from asr_hf.hmm.tree import ContextStats, TreeOptions, build_tree
@@ -137,3 +139,19 @@ def phone_sequences(alignments: Iterable[np.ndarray], old: HmmModel) -> Iterator
     """The phones of state alignments, for the phone n-gram."""
     for state_T in alignments:
         yield tuple(segments(state_T, old)[1].tolist())
+
+
+def drawn_phones(
+    utterance: str, words: tuple[str, ...], lang: Lang, options: ChainOptions
+) -> Iterator[tuple[int, ...]]:
+    """The phones of `draws` readings of a transcript: pronunciations and silences by their probabilities."""
+    random = np.random.default_rng([options.seed, zlib.crc32(utterance.encode())])
+    for _ in range(options.draws):
+        silent = (random.random(len(words) + 1) < lang.silence_probability) | (not words)
+        names = [lang.silence] if silent[0] else []
+        for word, followed in zip(words, silent[1:], strict=True):
+            variants = lang.lexicon.variants[word]
+            weights = np.array([variant.probability for variant in variants])
+            names += variants[random.choice(len(variants), p=weights / weights.sum())].phones
+            names += [lang.silence] if followed else []
+        yield tuple(lang.phones[name] for name in names)

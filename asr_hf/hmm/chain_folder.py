@@ -6,7 +6,6 @@ frame, with which a network can be trained by cross-entropy first.
 """
 
 import json
-import zlib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -18,12 +17,13 @@ from asr_hf.data.archive import FeatureArchive, write_int_vectors
 from asr_hf.data.fingerprint import Fingerprint, read_fingerprint
 from asr_hf.data.folder import whole_folder
 from asr_hf.errors import InputError, OptionError
-from asr_hf.hmm.alignment import read_training_text, require_same_phones, require_some
-from asr_hf.hmm.chain import ChainOptions, chain_model, pdf_alignment, phone_sequences, tied_model
+from asr_hf.hmm.alignment import read_training_text, require_same_phones
+from asr_hf.hmm.chain import ChainOptions, chain_model, drawn_phones, pdf_alignment, phone_sequences, tied_model
 from asr_hf.hmm.chain_graph import ChainGraph
 from asr_hf.hmm.denominator import denominator_graph
 from asr_hf.hmm.lang import Lang
 from asr_hf.hmm.model import HmmModel
+from asr_hf.hmm.numerator import Composer
 from asr_hf.hmm.phone_lm import estimate_phone_lm
 from asr_hf.hmm.supervision import LabelGraph, Supervision, from_alignment, from_transcript
 from asr_hf.hmm.tree import TreeOptions
@@ -34,16 +34,16 @@ FACTS, DENOMINATOR = "chain.json", "den.safetensors"
 
 @dataclass(frozen=True)
 class ChainReport:
-    """What a CHAIN folder holds, and the utterances left out as too short."""
+    """What a CHAIN folder holds, and the utterances left out, by the reason."""
 
     num_pdfs: int
     lm: str
     denominator: ChainGraph
     utterances: int
-    left_out: list[str]
+    left_out: dict[str, list[str]]
 
     def __str__(self) -> str:
-        missed = f"; left out as too short ({len(self.left_out)}): {', '.join(self.left_out)}" if self.left_out else ""
+        missed = "".join(f"; left out, {why} ({len(all_)}): {', '.join(all_)}" for why, all_ in self.left_out.items())
         return (
             f"{self.num_pdfs} pdfs; phone n-gram: {self.lm}; denominator: {self.denominator}; "
             f"{self.utterances} utterances{missed}"
@@ -57,6 +57,7 @@ class Chain:
     Attributes:
         hmm, denominator, supervision: the chain model, the graph of all its paths, the label graph of each utterance.
         subsampling: input frames per output frame.
+        tolerance: input frames by which windows are wider than the alignment.
         flat_start: whether the labels are of transcripts, without times.
         facts: all of chain.json.
     """
@@ -65,6 +66,7 @@ class Chain:
     denominator: ChainGraph
     supervision: Supervision
     subsampling: int
+    tolerance: int
     flat_start: bool
     facts: dict[str, Any]
 
@@ -76,12 +78,13 @@ class Chain:
         denominator = ChainGraph.load(folder / DENOMINATOR, hmm.num_pdfs)
         try:
             facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
-            subsampling, flat_start = int(facts["options"]["subsampling"]), bool(facts["flat_start"])
+            subsampling, tolerance = (int(facts["options"][name]) for name in ("subsampling", "tolerance"))
+            flat_start = bool(facts["flat_start"])
         except OSError:
             raise InputError(f"{folder / FACTS} is missing", "Name a folder that asr-hf chain wrote.") from None
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(f"{folder / FACTS} is damaged ({error})", "Make its folder again.") from None
-        return cls(hmm, denominator, Supervision.load(folder), subsampling, flat_start, facts)
+        return cls(hmm, denominator, Supervision.load(folder), subsampling, tolerance, flat_start, facts)
 
 
 def make_chain(
@@ -112,17 +115,16 @@ def make_chain(
     hmm, sequences, labels, pdfs = maker(
         archive, lang, Path(feats_dir if ali_dir is None else ali_dir), options, tree_options
     )
-    fitting = {name: graph for name, graph in labels.items() if graph is not None and graph.fits(options.subsampling)}
-    left_out = sorted(set(archive) - set(fitting))
-    require_some(fitting, left_out)
     lm = estimate_phone_lm(sequences, options.lm)
     denominator = denominator_graph(lm, hmm)
+    fitting, left_out = _fitting(labels, archive, denominator, options.subsampling)
     facts = {
         "flat_start": ali_dir is None, "options": asdict(options), "num_pdfs": hmm.num_pdfs,
         "lm_states": len(lm.histories), "lm_arcs": len(lm.src_A), "states": denominator.states,
         "transitions": len(denominator.src_A), "utterances": len(fitting), "left_out": left_out,
     }  # fmt: skip
-    chain = Chain(hmm, denominator, Supervision.of(fitting), options.subsampling, ali_dir is None, facts)
+    supervision, flat = Supervision.of(fitting), ali_dir is None
+    chain = Chain(hmm, denominator, supervision, options.subsampling, options.tolerance, flat, facts)
     _write(chain, chain_dir, fingerprint, {name: pdfs[name] for name in fitting if name in pdfs})
     return ChainReport(hmm.num_pdfs, str(lm), denominator, len(fitting), left_out)
 
@@ -136,6 +138,8 @@ def supervise(
 ) -> ChainReport:
     """Write CHAIN with the supervision of other utterances for the model and denominator of a CHAIN folder.
 
+    Utterances whose phones the denominator does not allow are left out: its n-gram has no smoothing.
+
     Args:
         feats_dir: features and transcripts, of a dev set for instance.
         lang_dir: lexicon and phones.
@@ -144,11 +148,14 @@ def supervise(
         chain_dir: the folder to write.
 
     Raises:
-        InputError: alignments or transcripts that do not fit features or phones; no utterance that fits.
-        OptionError: alignments for a flat start, or none for another model.
+        InputError: alignments, transcripts or LANG that do not fit features or phones; no utterance that fits.
+        OptionError: alignments for a flat start, or none for another model; chain_dir is model_dir.
     """
+    if Path(chain_dir).resolve() == Path(model_dir).resolve():
+        raise OptionError(f"{chain_dir} is the folder of --model itself", "Name a new folder: this would overwrite it.")
     fingerprint, archive = read_fingerprint(feats_dir), FeatureArchive(Path(feats_dir) / "feats.scp")
     lang, model = Lang.load(lang_dir), Chain.load(model_dir)
+    require_same_phones(model.hmm, lang)
     if model.flat_start != (ali_dir is None):
         made = "from transcripts alone" if model.flat_start else "from alignments"
         raise OptionError(f"{model_dir} was made {made}", "Give --ali or --flat-start as it was made.")
@@ -156,16 +163,39 @@ def supervise(
     if ali_dir is None:
         labels = _transcribed(archive, lang, Path(feats_dir), model.hmm)
     else:
-        options = model.facts["options"]
         old, states = _alignments(archive, lang, Path(ali_dir))
-        labels, pdfs = _labelled(states, old, model.hmm, int(options["tolerance"]), model.subsampling)
-    fitting = {name: graph for name, graph in labels.items() if graph is not None and graph.fits(model.subsampling)}
-    left_out = sorted(set(archive) - set(fitting))
-    require_some(fitting, left_out)
+        labels, pdfs = _labelled(states, old, model.hmm, model.tolerance, model.subsampling)
+    fitting, left_out = _fitting(labels, archive, model.denominator, model.subsampling)
     facts = {**model.facts, "utterances": len(fitting), "left_out": left_out}
     chain = replace(model, supervision=Supervision.of(fitting), facts=facts)
     _write(chain, chain_dir, fingerprint, {name: pdfs[name] for name in fitting if name in pdfs})
     return ChainReport(model.hmm.num_pdfs, f"that of {model_dir}", model.denominator, len(fitting), left_out)
+
+
+def _fitting(
+    labels: dict[str, LabelGraph], archive: FeatureArchive, denominator: ChainGraph, subsampling: int
+) -> tuple[dict[str, LabelGraph], dict[str, list[str]]]:
+    """The label graphs that some path fits, and the other utterances of FEATS by the reason (InputError: all of them).
+
+    With windows, whether the denominator allows the phones is the same for all shifted copies; without, the last of
+    these, which has the fewest frames, decides.
+    """
+    composer = Composer(denominator)
+
+    def allowed(graph: LabelGraph) -> bool:
+        shift = min(subsampling, graph.frames) - 1
+        return bool(composer.numerator(graph, shift, graph.frames - shift, subsampling).final_S.any())
+
+    unknown = set(archive) - set(labels)
+    short = {name for name, graph in labels.items() if not graph.fits(subsampling)}
+    foreign = {name for name, graph in labels.items() if name not in short and not allowed(graph)}
+    reasons = {"without alignment or phones": unknown, "too short": short, "not in the denominator": foreign}
+    left_out = {why: sorted(names) for why, names in reasons.items() if names}
+    fitting = {name: graph for name, graph in labels.items() if name not in short | foreign}
+    if not fitting:
+        counts = ", ".join(f"{len(names)} {why}, e.g. {names[0]}" for why, names in left_out.items())
+        raise InputError(f"no utterance can be used: {counts}", "Check that alignments, transcripts and lexicon fit.")
+    return fitting, left_out
 
 
 def _write(chain: Chain, chain_dir: Path | str, fingerprint: Fingerprint, pdfs: dict[str, np.ndarray]) -> None:
@@ -179,7 +209,7 @@ def _write(chain: Chain, chain_dir: Path | str, fingerprint: Fingerprint, pdfs: 
         (folder / FACTS).write_text(json.dumps(chain.facts, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-_Made = tuple[HmmModel, Iterator[tuple[int, ...]], dict[str, LabelGraph | None], dict[str, np.ndarray]]
+_Made = tuple[HmmModel, Iterator[tuple[int, ...]], dict[str, LabelGraph], dict[str, np.ndarray]]
 
 
 def _aligned(
@@ -201,17 +231,20 @@ def _alignments(archive: FeatureArchive, lang: Lang, ali_dir: Path) -> tuple[Hmm
     old.require_bakis(ali_dir)
     require_same_phones(old, lang)
     states = read_state_alignments(ali_dir, archive, old)
-    require_some(states, list(archive))
+    if not states:
+        raise InputError(
+            f"{ali_dir} holds no alignment of these features", "Name the ALI folder that was made of them."
+        )
     return old, states
 
 
 def _labelled(
     states: dict[str, np.ndarray], old: HmmModel, hmm: HmmModel, tolerance: int, subsampling: int
-) -> tuple[dict[str, LabelGraph | None], dict[str, np.ndarray]]:
+) -> tuple[dict[str, LabelGraph], dict[str, np.ndarray]]:
     """Label graph and pdfs of frames of each alignment."""
     labels = {name: from_alignment(state_T, old, hmm, tolerance) for name, state_T in states.items()}
     pdfs = {name: pdf_alignment(state_T, old, hmm, subsampling) for name, state_T in states.items()}
-    return dict(labels), pdfs
+    return labels, pdfs
 
 
 def _flat_start(
@@ -230,23 +263,8 @@ def _flat_start(
     return hmm, drawn, labels, {}
 
 
-def _transcribed(archive: FeatureArchive, lang: Lang, feats_dir: Path, hmm: HmmModel) -> dict[str, LabelGraph | None]:
-    """Label graph of each transcript."""
+def _transcribed(archive: FeatureArchive, lang: Lang, feats_dir: Path, hmm: HmmModel) -> dict[str, LabelGraph]:
+    """Label graph of each transcript that has phones."""
     transcripts = read_training_text(feats_dir, archive, lang)
-    return {name: from_transcript(words, lang, hmm, archive.num_frames(name)) for name, words in transcripts.items()}
-
-
-def drawn_phones(
-    utterance: str, words: tuple[str, ...], lang: Lang, options: ChainOptions
-) -> Iterator[tuple[int, ...]]:
-    """Phone numbers of `draws` readings of a transcript: pronunciations and silences by their probabilities."""
-    random = np.random.default_rng([options.seed, zlib.crc32(utterance.encode())])
-    for _ in range(options.draws):
-        silent = (random.random(len(words) + 1) < lang.silence_probability) | (not words)
-        names = [lang.silence] if silent[0] else []
-        for word, followed in zip(words, silent[1:], strict=True):
-            variants = lang.lexicon.variants[word]
-            weights = np.array([variant.probability for variant in variants])
-            names += variants[random.choice(len(variants), p=weights / weights.sum())].phones
-            names += [lang.silence] if followed else []
-        yield tuple(lang.phones[name] for name in names)
+    graphs = {name: from_transcript(words, lang, hmm, archive.num_frames(name)) for name, words in transcripts.items()}
+    return {name: graph for name, graph in graphs.items() if graph is not None}

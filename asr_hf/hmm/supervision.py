@@ -48,10 +48,16 @@ class LabelGraph:
         return len(self.unit_K2)
 
     def fits(self, subsampling: int) -> bool:
-        """Whether the utterance's output frames suffice for some way through the places within their windows."""
-        last = (self.frames - 1) // subsampling
-        first_K = -(-self.window_K2[:, 0] // subsampling)
-        last_K = np.minimum((self.window_K2[:, 1] - 1) // subsampling, last)
+        """Whether the output frames of each shifted copy suffice for some way through the places within their windows.
+
+        A copy leaves out the utterance's first 0, 1, … input frames (`data.plan.Sample.shift`).
+        """
+        return all(self._copy_fits(subsampling, shift) for shift in range(min(subsampling, self.frames)))
+
+    def _copy_fits(self, subsampling: int, shift: int) -> bool:
+        last = (self.frames - 1 - shift) // subsampling
+        first_K = -((shift - self.window_K2[:, 0]) // subsampling)
+        last_K = np.minimum((self.window_K2[:, 1] - 1 - shift) // subsampling, last)
         earliest_K = np.where(self.starts_K & (first_K <= 0), 0, last + 1)
         for source, target in self.edge_E2.tolist():
             arrival = max(earliest_K[source] + 1, first_K[target])

@@ -114,7 +114,8 @@ def chain_dir(tmp_path: Path) -> Path:
     synthetic(states=4, transitions=9, pdfs=4).graph.save(folder / "den.safetensors")
     unit_K2, window_K2, ends_K = np.array([[0, 1]]), np.array([[0, 20]]), np.array([True])
     Supervision.of({"u": LabelGraph(20, unit_K2, window_K2, ends_K, ends_K, np.zeros((0, 2), int))}).save(folder)
-    (folder / "chain.json").write_text(json.dumps({"options": {"subsampling": 3}, "flat_start": False}))
+    options = {"subsampling": 3, "tolerance": 5}
+    (folder / "chain.json").write_text(json.dumps({"options": options, "flat_start": False}))
     return folder
 
 

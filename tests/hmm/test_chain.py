@@ -3,6 +3,7 @@
 import filecmp
 import json
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,8 +15,8 @@ from asr_hf.cli.main import main, run
 from asr_hf.data.archive import FeatureArchive, read_int_vectors, write_matrices
 from asr_hf.errors import InputError, OptionError
 from asr_hf.hmm.alignment import align
-from asr_hf.hmm.chain import ChainOptions, chain_model, chain_stats, phone_sequences, tied_model
-from asr_hf.hmm.chain_folder import Chain, drawn_phones, make_chain
+from asr_hf.hmm.chain import ChainOptions, chain_model, chain_stats, drawn_phones, phone_sequences, tied_model
+from asr_hf.hmm.chain_folder import Chain, make_chain
 from asr_hf.hmm.flat_start import train_mono
 from asr_hf.hmm.fst import FstArrays, read_fst
 from asr_hf.hmm.gmm import GmmOptions
@@ -206,11 +207,11 @@ def test_the_command_writes_what_training_needs(
     assert (chain.subsampling, chain.flat_start) == (3, flags == "flat start")
     facts = json.loads((tmp_path / "one" / "chain.json").read_text())
     assert facts["num_pdfs"] == chain.hmm.num_pdfs == (2 * (4 * 5 + 1) if chain.flat_start else 14)
-    left_out = set(archive) - set(chain.supervision)
-    assert facts["left_out"] == sorted(left_out)
+    left_out = facts["left_out"].get("too short", [])
+    assert left_out == sorted(set(archive) - set(chain.supervision))
     if chain.flat_start:
         assert short in left_out
-        assert f"left out as too short ({len(left_out)}): {short}" in said
+        assert f"left out, too short ({len(left_out)}): {short}" in said
     again = words[:2] if flags != "flat start" else words
     run(
         [
@@ -253,6 +254,55 @@ def test_the_command_writes_what_training_needs(
         assert labels.frames == archive.num_frames(name)
         numerator = composer.numerator(labels, 0, labels.frames, 3)
         assert numerator.final_S.any(), name
+
+
+def test_what_the_denominator_does_not_allow_is_left_out(
+    tmp_path: Path, toy_lang: Lang, toy_feats: Path, mono_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of utterances that had no part in the n-gram those with a phone sequence that it has not seen."""
+    states, old = read_int_vectors(mono_dir / "state.scp"), HmmModel.load(mono_dir)
+    seen = dict(zip(states, phone_sequences(states.values(), old), strict=True))
+    lines = (toy_feats / "feats.scp").read_text().splitlines(keepends=True)
+    (toy_feats / "all.scp").write_text("".join(lines))
+    (toy_feats / "feats.scp").write_text("".join(lines[::4]))
+    ali = ["--ali", str(mono_dir)]
+    run(["chain", str(toy_feats), str(toy_lang.folder), str(tmp_path / "part"), *ali, "chain.context=mono"])
+    (toy_feats / "all.scp").rename(toy_feats / "feats.scp")
+    run(["chain", str(toy_feats), str(toy_lang.folder), str(tmp_path / "all"), *ali, "--model", str(tmp_path / "part")])
+    left_out = json.loads((tmp_path / "all" / "chain.json").read_text())["left_out"]["not in the denominator"]
+    assert f"left out, not in the denominator ({len(left_out)}): {left_out[0]}" in capsys.readouterr().out
+    chain = Chain.load(tmp_path / "all")
+    expected = []
+    for name, phones in sorted(seen.items()):
+        places = set(range(chain.denominator.states))  # before the first frame a path may be anywhere
+        for phone in phones:
+            entry, _ = chain.hmm.pdfs(0, phone, 0)
+            arcs = zip(chain.denominator.src_A.tolist(), chain.denominator.dst_A.tolist(), strict=True)
+            places = {dst for src, dst in arcs if src in places and chain.denominator.entry_S[dst] == entry}
+        expected += [name] * (not places)
+    assert 0 < len(left_out) < len(seen) / 2
+    assert left_out == expected
+    assert set(chain.supervision) == set(seen) - set(left_out)
+
+
+def test_a_model_of_other_phones_and_the_same_folder_are_refused(
+    tmp_path: Path, toy_lang: Lang, toy_feats: Path, mono_dir: Path
+) -> None:
+    ali, chain = ["--ali", str(mono_dir)], tmp_path / "chain"
+    run(["chain", str(toy_feats), str(toy_lang.folder), str(chain), *ali, "chain.context=mono"])
+    before = (chain / "chain.json").read_text()
+    for out, model, said in (
+        (chain, chain, "--model itself"),
+        (tmp_path / "x", tmp_path / "other", "different phones"),
+    ):
+        if model != chain:
+            shutil.copytree(chain, model)
+            phones = ("SIL", *reversed(toy_lang.phone_names[1:]))
+            chain_model(phones, "SIL", "mono").save(model)
+        with pytest.raises((InputError, OptionError), match=said):
+            run(["chain", str(toy_feats), str(toy_lang.folder), str(out), *ali, "--model", str(model)])
+    assert (chain / "chain.json").read_text() == before
+    assert not (tmp_path / "x").exists()
 
 
 def test_alignments_give_the_phones_of_their_transcripts(toy_lang: Lang, toy_feats: Path, mono_dir: Path) -> None:
