@@ -18,7 +18,7 @@ from asr_hf.errors import InputError
 from asr_hf.hmm.model import HmmModel
 from asr_hf.hmm.workers import Workers
 from asr_hf.options import require
-from asr_hf.training.corpus import CorpusOptions
+from asr_hf.training.labels import require_one_model
 from asr_hf.training.run import Options
 
 Say = Callable[[str], None]
@@ -56,7 +56,7 @@ class Settings:
         seeds: of initial weights, samples and orders; trials have the first.
         budget, trial_budget: gradient-equivalents after which a final run, a trial ends (0: no limit).
         jobs: processes.
-        dev: FEATS and ALI whose loss chooses among trials; None: the held-out loss does.
+        dev: FEATS and ALI or CHAIN whose loss chooses among trials; None: the held-out loss does.
         decoding: of the final models; None: no word error rates.
         wer_seeds: whose models are decoded.
         reference: the system that others are held against.
@@ -113,7 +113,7 @@ def bench_compare(
             their models; a run folder that belongs to other options, or cannot be written; a job that was killed.
     """
     _require_same_task(systems)
-    _require_fitting_sets(next(iter(systems.values())).trials[0].options["corpus"], settings)
+    _require_fitting_sets(next(iter(systems.values())).trials[0].options, settings)
     prepare = Preparation(out, settings, to_yaml)
     with Workers(settings.jobs, Runner) as workers:
         tuning = {name: prepare.trials(name, system) for name, system in systems.items() if system.chosen is None}
@@ -152,20 +152,21 @@ def _require_same_task(systems: Mapping[str, System]) -> None:
                 )
 
 
-def _require_fitting_sets(corpus: CorpusOptions, settings: Settings) -> None:
+def _require_fitting_sets(options: Options, settings: Settings) -> None:
     """Dev, the sets to decode and the graph fit the models to come (InputError), before hours of training."""
-    decoding, num_pdfs = settings.decoding, HmmModel.load(Path(corpus.alignments)).num_pdfs
+    corpus, decoding = options["corpus"], settings.decoding
     sets = [settings.dev[0]] if settings.dev else []
     sets += [decoding.dev, decoding.test] if decoding else []
     for feats in sets:
         require_same(read_fingerprint(corpus.train), read_fingerprint(feats), corpus.train, feats)
-    counts = {settings.dev[1]: HmmModel.load(Path(settings.dev[1])).num_pdfs} if settings.dev else {}
+    alignments = Path(corpus.alignments)
+    if settings.dev:
+        require_one_model(alignments, Path(settings.dev[1]), options["criterion"].sequence)
     if decoding:
-        counts[decoding.graph] = read_graph(decoding.graph).num_pdfs
-    for folder, count in counts.items():
+        count, num_pdfs = read_graph(decoding.graph).num_pdfs, HmmModel.load(alignments).num_pdfs
         if count != num_pdfs:
             raise InputError(
-                f"{folder} has {count} pdfs and {corpus.alignments} {num_pdfs}", "Make both with one tree."
+                f"{decoding.graph} has {count} pdfs and {alignments} {num_pdfs}", "Make both with one tree."
             )
 
 

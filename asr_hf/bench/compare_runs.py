@@ -33,7 +33,7 @@ class Task:
         folder: the RUN folder.
         title: what it is called while it is reported.
         options, config_yaml: as `train` takes them.
-        dev: FEATS and ALI on which the model's loss is measured; None: none.
+        dev: FEATS and ALI or CHAIN on which the model's loss is measured; None: none.
     """
 
     folder: Path

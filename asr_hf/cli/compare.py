@@ -52,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--trial-budget", type=float, metavar="G", help="those of a trial (as --budget)")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="processes, each with a run of its own")
     parser.add_argument("--dev", metavar="FEATS", help="choose among trials by the loss on this set, not on held-out")
-    parser.add_argument("--dev-alignments", metavar="ALI", help="alignments of --dev")
+    parser.add_argument("--dev-alignments", metavar="ALI", help="alignments of --dev; for criterion=lfmmi a CHAIN")
     parser.add_argument("--graph", metavar="GRAPH", help="decode with this graph, for word error rates")
     parser.add_argument("--decode-dev", metavar="FEATS", help="tune scale and penalty on this set, and decode it")
     parser.add_argument("--decode-test", metavar="FEATS", help="decode this set too")

@@ -66,10 +66,6 @@ class LfmmiOptions:
 
     def build(self, alignments: Path) -> "Lfmmi":
         chain = Chain.load(alignments)
-        whole = self.chunk == 0 or not chain.flat_start
-        require(
-            whole, "criterion.chunk", self.chunk, f"must be 0: {alignments} is a flat start, whose labels have no times"
-        )
         return Lfmmi(self, Denominator(chain.denominator, chain.hmm.num_pdfs, self.leak, torch.device("cpu")))
 
 

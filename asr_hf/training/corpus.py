@@ -12,7 +12,7 @@ from asr_hf.data.minibatch import TrainingSet
 from asr_hf.errors import InputError, OptionError
 from asr_hf.hmm.model import HmmModel
 from asr_hf.options import option
-from asr_hf.training.labels import Labels, labels_of
+from asr_hf.training.labels import Labels, labels_of, require_one_model
 
 
 @dataclass
@@ -47,6 +47,7 @@ class Corpus:
         fingerprint: of the features.
         hmm: ALI or CHAIN folder whose hmm.json belongs to the pdfs.
         subsampling: input frames per output frame that the supervision is for; 0: any.
+        timed: whether the supervision knows what a part of an utterance holds; if not, none may be cut.
     """
 
     sets: dict[str, TrainingSet]
@@ -55,6 +56,7 @@ class Corpus:
     fingerprint: Fingerprint
     hmm: Path
     subsampling: int = 0
+    timed: bool = True
 
 
 def load_corpus(
@@ -70,8 +72,8 @@ def load_corpus(
         say: receives a line about utterances without alignment, which are left out.
 
     Raises:
-        InputError: features of train and held-out that differ in kind, an alignment as long as other features, a pdf
-            outside the model, NaN features, a set without utterances; it names folder and utterance.
+        InputError: features or labels of train and held-out that differ in kind, an alignment as long as other
+            features, a pdf outside the model, NaN features, a set without utterances; it names folder and utterance.
     """
     options.require_paths()
     ali = Path(options.alignments)
@@ -79,8 +81,8 @@ def load_corpus(
     fingerprint = read_fingerprint(options.train)
     require_same(fingerprint, read_fingerprint(options.heldout), options.train, options.heldout)
     heldout_ali = Path(options.heldout_alignments or ali)
-    if heldout_ali != ali and HmmModel.load(heldout_ali).num_pdfs != num_pdfs:
-        raise InputError(f"{heldout_ali} has other pdfs than {ali}", "Align both sets with one model.")
+    if heldout_ali != ali:
+        require_one_model(ali, heldout_ali, sequence)
     labels = {"train": labels_of(ali, num_pdfs, sequence)}
     labels["heldout"] = labels["train"] if heldout_ali == ali else labels_of(heldout_ali, num_pdfs, sequence)
     if labels["heldout"].subsampling != labels["train"].subsampling:
@@ -99,7 +101,7 @@ def load_corpus(
             "Cut the held-out set off the training set by speaker.",
         )
     counts = np.bincount(sets["train"].targets, minlength=num_pdfs) * (not sequence)
-    return Corpus(sets, num_pdfs, counts, fingerprint, ali, labels["train"].subsampling)
+    return Corpus(sets, num_pdfs, counts, fingerprint, ali, labels["train"].subsampling, labels["train"].timed)
 
 
 def _open(

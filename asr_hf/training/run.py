@@ -167,6 +167,11 @@ def build(options: Options, corpus: Corpus) -> tuple[AcousticModel, Evaluator]:
         corpus.subsampling in (0, model.subsampling), "model.subsampling", model.subsampling,
         f"is not that of {corpus.hmm}, {corpus.subsampling}",
     )  # fmt: skip
+    for name, chunk in (("model", model.chunk), ("criterion", criterion.chunk)):
+        require(
+            corpus.timed or not chunk, f"{name}.chunk", chunk,
+            f"must be 0: {corpus.hmm} is a flat start, whose labels have no times",
+        )  # fmt: skip
     evaluator = Evaluator(model, criterion, corpus.sets, torch.device("cpu"), curvature)
     if hasattr(options["optimizer"], "require_fit"):
         options["optimizer"].require_fit(evaluator.layout, criterion)
@@ -203,7 +208,7 @@ def _initial(folder: str, model: AcousticModel, evaluator: Evaluator) -> torch.T
     if Layout.of(module) != evaluator.layout:
         raise OptionError(
             f"option training.init={folder}: that model has another layout than this run's",
-            "Give the run the model options of training.init.",
+            "Give the run the model options of training.init, and criterion.branch only if that had it.",
         )
     return evaluator.layout.flatten(dict(module.named_parameters())).detach().clone()
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,11 @@ from asr_hf.cli.config import compose, to_yaml
 from asr_hf.cli.train import GROUPS
 from asr_hf.data.archive import read_int_vectors
 from asr_hf.errors import InputError, OptionError
-from asr_hf.hmm.chain_folder import FACTS
+from asr_hf.hmm.chain_folder import DENOMINATOR, FACTS
+from asr_hf.hmm.chain_graph import ChainGraph
 from asr_hf.models.saved import load_model
+from asr_hf.optimizers.first_order import Adam
+from asr_hf.optimizers.hf import HessianFree
 from asr_hf.training.monitor import read_log
 from asr_hf.training.run import train
 
@@ -53,7 +57,8 @@ def test_the_heldout_loss_falls(optimizer: list[str], tiny_corpus: Path, tmp_pat
     saved = load_model(tmp_path / "run")
     assert not np.ptp(saved.log_prior)  # sequences are not scored against a prior
     outputs = saved.module(torch.zeros(1, 9 + saved.module.left_context + saved.module.right_context, 8))
-    assert set(outputs) == {"output", "cross_entropy"} if "criterion.branch=0.3" in optimizer else {"output"}
+    branch = {"cross_entropy"} if "criterion.branch=0.3" in optimizer else set()
+    assert set(outputs) == {"output"} | branch
 
 
 def test_pieces_see_every_frame_over_three_epochs(tiny_corpus: Path, tmp_path: Path) -> None:
@@ -108,7 +113,59 @@ def test_chunks_of_a_flat_start_are_refused(corpus: Path, tmp_path: Path) -> Non
     (corpus / "chain" / FACTS).write_text(json.dumps({**facts, "flat_start": True}))
     with pytest.raises(OptionError, match=r"criterion\.chunk"):
         run(tmp_path / "run", corpus, *LFMMI)
+    lstm = ["model=lstm", "model.layers=1", "model.cells=4", "model.subsampling=3", "model.chunk=30"]
+    with pytest.raises(OptionError, match=r"model\.chunk=30 must be 0: .* is a flat start"):
+        run(tmp_path / "run", corpus, *lstm, "criterion=lfmmi", "criterion.chunk=0")
+    assert not (tmp_path / "run").exists()
     run(tmp_path / "run", corpus, *LFMMI, "criterion.chunk=0", "optimizer=hf", "optimizer.updates=1")
+
+
+def test_heldout_supervision_of_another_denominator_is_refused(corpus: Path, tmp_path: Path) -> None:
+    """Its numerators are no part of the criterion's denominator: the loss would be no share of paths."""
+    shutil.copytree(corpus / "chain", corpus / "heldout-chain")
+    heldout = f"corpus.heldout_alignments={corpus}/heldout-chain"
+    run(tmp_path / "same", corpus, *LFMMI, heldout, "optimizer=hf", "optimizer.updates=1")
+    graph = ChainGraph.load(corpus / "chain" / DENOMINATOR, 12)
+    replace(graph, weight_A=2 * graph.weight_A).save(corpus / "heldout-chain" / DENOMINATOR)
+    with pytest.raises(InputError, match=r"heldout-chain has another denominator than .*--model"):
+        run(tmp_path / "run", corpus, *LFMMI, heldout)
+    with pytest.raises(InputError, match="ali is no CHAIN folder"):
+        run(tmp_path / "run", corpus, *LFMMI, f"corpus.heldout_alignments={corpus}/ali")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "seen"),
+    [
+        (["optimizer=hf", *UPDATES, "optimizer.matrix=label_fisher"], 3),
+        (["optimizer=adam", "optimizer.epochs=4", "optimizer.minibatch_frames=200"], 31),
+    ],
+    ids=["hf", "adam"],
+)
+def test_resumed_equals_uninterrupted(
+    settings: list[str], seen: int, tiny_corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Shifted copies, sampled matrices and all: what a run has met before it was interrupted leaves no trace."""
+    settings = [*LFMMI, *settings, "criterion.branch=0.2"]
+    run(tmp_path / "whole", tiny_corpus, *settings)
+    settings.append("training.checkpoint_seconds=1e-9")  # for Adam: within the epoch, after each step
+    kind = HessianFree if "optimizer=hf" in settings else Adam
+    step, count = kind.step, [0]
+
+    def interrupted(self, objective):  # type: ignore[no-untyped-def]
+        count[0] += 1
+        if count[0] == seen:
+            raise KeyboardInterrupt
+        return step(self, objective)
+
+    monkeypatch.setattr(kind, "step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "broken", tiny_corpus, *settings)
+    assert len(read_log(tmp_path / "broken" / "log.jsonl")) < len(read_log(tmp_path / "whole" / "log.jsonl"))
+    run(tmp_path / "broken", tiny_corpus, *settings)
+    assert len({(tmp_path / folder / "model.safetensors").read_bytes() for folder in ("whole", "broken")}) == 1
+    losses = [[row["heldout"] for row in read_log(tmp_path / folder / "log.jsonl")] for folder in ("whole", "broken")]
+    assert losses[0] == losses[1]
 
 
 def test_features_of_another_length_are_named(corpus: Path, tmp_path: Path) -> None:
