@@ -51,9 +51,9 @@ class LfmmiSettings:
     seconds: float = 40.0
 
     def __post_init__(self) -> None:
-        folders = [self.chain, self.model, self.feats]
-        together = all(folders) or not any(folders)
-        require(together, "--chain", self.chain, "--model and --feats must be given together")
+        given = [folder is not None for folder in (self.chain, self.model, self.feats)]
+        if any(given) and not all(given):
+            raise InputError("--chain, --model and --feats belong together", "Give all of them, or none.")
         require(self.rows >= 1, "--rows", self.rows, "must be at least 1")
         require(self.seconds > 0, "--seconds", self.seconds, "must be positive")
 
@@ -189,10 +189,10 @@ def _by_k2(problem: Problem, python: Path) -> tuple[dict[str, str], Results]:
         one_thread = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
         try:
             subprocess.run(command, check=True, capture_output=True, text=True, env=one_thread)
+            done = torch.load(results)
         except (OSError, subprocess.CalledProcessError) as error:
             last = (getattr(error, "stderr", "") or str(error)).strip().splitlines()[-1]
             raise InputError(f"{python} does not run k2: {last}", "scripts/k2_env makes one that does.") from None
-        done = torch.load(results)
     found = {
         (method, FORWARD_BACKWARD): Result(result["ms"][1:], result["posteriors_BTP"])
         for method, result in zip(BEAMS, done["results"], strict=True)

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from asr_hf.data.archive import FeatureArchive
+from asr_hf.data.fingerprint import read_fingerprint, require_same
 from asr_hf.data.minibatch import TrainingSet
 from asr_hf.data.plan import Minibatch
 from asr_hf.errors import InputError
@@ -64,7 +65,7 @@ def from_folders(chain_dir: Path, model_dir: Path, feats_dir: Path, rows: int, f
     """The denominator of a CHAIN, and the outputs of a network for the first pieces of some features.
 
     Raises:
-        InputError: model and CHAIN do not fit each other, or the features have no piece of so many frames.
+        InputError: model, CHAIN and features do not fit each other, or the features have no piece of so many frames.
     """
     chain, module = Chain.load(chain_dir), load_model(model_dir).module
     if (module.num_pdfs, module.subsampling) != (chain.hmm.num_pdfs, chain.subsampling):
@@ -73,6 +74,7 @@ def from_folders(chain_dir: Path, model_dir: Path, feats_dir: Path, rows: int, f
             f"{chain.hmm.num_pdfs} and {chain.subsampling}",
             "Name the CHAIN that the model was trained with.",
         )
+    require_same(read_fingerprint(model_dir), read_fingerprint(feats_dir), str(model_dir), str(feats_dir))
     archive = FeatureArchive(feats_dir / "feats.scp")
     names = list(archive)
     width = frames * module.subsampling

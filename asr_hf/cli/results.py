@@ -9,6 +9,7 @@ asr-hf results difference.json --difference exp/new-fold*/test/score.json --from
 """
 
 import argparse
+import json
 from pathlib import Path
 
 from asr_hf.decoding.output import write_json
@@ -65,13 +66,15 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
         if getattr(args, name) is None:
             flag = {"reference": "from"}.get(name, name)
             raise InputError(f"--{action} needs --{flag}", "asr-hf results --help shows an example.")
-    if args.markdown is not None and action != "table":
-        raise InputError(f"--markdown does not go with --{action}", "Use it with --table.")
+    for flag, given, only in (("markdown", args.markdown, "table"), ("from", args.reference, "difference")):
+        if given is not None and action != only:
+            raise InputError(f"--{flag} does not go with --{action}", f"Use it with --{only}.")
     if action == "add":
         row = add_result(args.results, args.add, args.set, args.seed or 0, args.score, args.seconds)
         print(text_table([row]))
         return
     if action == "difference":
+        _require_replaceable(Path(args.results))
         found = compared(args.difference, args.reference)
         write_json(Path(args.results), found)
         print(
@@ -96,3 +99,15 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
         print(text_table(rows))
         if args.markdown is not None:
             update_markdown(args.markdown, rows)
+
+
+def _require_replaceable(path: Path) -> None:
+    """Refuse to put a difference in the place of a file that holds something else, rows for instance (InputError)."""
+    if not path.exists():
+        return
+    try:
+        earlier = "reference" in json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, TypeError):
+        earlier = False
+    if not earlier:
+        raise InputError(f"{path} exists and holds no difference", "Name a new file; this one is not overwritten.")

@@ -72,12 +72,12 @@ def compared(ours: Sequence[Path | str], theirs: Sequence[Path | str]) -> dict[s
     """
     both = [pooled(map(read_speakers, files)) for files in (ours, theirs)]
     words = [{name: words for name, (_, words) in speakers.items()} for speakers in both]
-    if words[0] != words[1] or not words[0]:
+    if words[0] != words[1] or not any(words[0].values()):
         odd = sorted(set(words[0].items()) ^ set(words[1].items()))
         raise InputError(
             f"the systems were not scored on the same words: speaker {odd[0][0]} differs"
             if odd
-            else "no speaker at all",
+            else "the systems were scored on no words at all",
             "Name as many files of one system as of the other, of the same sets.",
         )
     rows = [

@@ -5,6 +5,7 @@ Shape suffixes: B rows, T output frames, P pdfs.
 
 import itertools
 import json
+import shutil
 from functools import partial
 from pathlib import Path
 
@@ -17,7 +18,9 @@ from asr_hf.bench.lfmmi_graphs import from_folders, synthetic
 from asr_hf.bench.lfmmi_rivals import UnderAutograd, linear_domain, log_domain
 from asr_hf.cli.main import run
 from asr_hf.data.archive import FeatureArchive
-from asr_hf.errors import InputError, OptionError
+from asr_hf.data.features import FeatureOptions
+from asr_hf.data.fingerprint import write_fingerprint
+from asr_hf.errors import InputError
 from asr_hf.hmm.chain import chain_model
 from asr_hf.hmm.chain_graph import ChainGraph
 from asr_hf.hmm.supervision import LabelGraph, Supervision
@@ -96,12 +99,13 @@ def test_rows_of_every_method_and_their_table(tmp_path: Path, capsys: pytest.Cap
 
 
 def test_a_python_without_k2_is_named() -> None:
-    with pytest.raises(InputError, match="does not run k2"):
-        bench_lfmmi(LfmmiSettings(k2_python=Path("/bin/false"), seconds=0.01), "", lambda _: None, tiny)
+    for python in ("/bin/false", "/bin/true", "/nowhere/python"):  # `true` leaves no results
+        with pytest.raises(InputError, match="does not run k2"):
+            bench_lfmmi(LfmmiSettings(k2_python=Path(python), seconds=0.01), "", lambda _: None, tiny)
 
 
 def test_chain_model_and_features_go_together() -> None:
-    with pytest.raises(OptionError, match="--chain"):
+    with pytest.raises(InputError, match="--model and --feats belong together"):
         LfmmiSettings(chain=Path("chain"))
 
 
@@ -119,10 +123,16 @@ def chain_dir(tmp_path: Path) -> Path:
     return folder
 
 
-def test_outputs_are_those_of_the_model_in_an_utterance(tiny_corpus: Path, chain_dir: Path, tmp_path: Path) -> None:
+def model_dir(folder: Path, corpus: Path, pdfs: int = 4) -> Path:
+    """A subsampled network for the corpus' features, not trained."""
     options = TdnnOptions(contexts=[[-3, 0, 3]], width=8, subsampling=3)
-    save_model(tmp_path / "model", options.build(8, 4, seed=0), options, np.zeros(4, np.float32))
-    problem = from_folders(chain_dir, tmp_path / "model", tiny_corpus / "train", rows=3, frames=5)
+    save_model(folder / "model", options.build(8, pdfs, seed=0), options, np.zeros(pdfs, np.float32))
+    shutil.copy(corpus / "train" / "features.json", folder / "model")
+    return folder / "model"
+
+
+def test_outputs_are_those_of_the_model_in_an_utterance(tiny_corpus: Path, chain_dir: Path, tmp_path: Path) -> None:
+    problem = from_folders(chain_dir, model_dir(tmp_path, tiny_corpus), tiny_corpus / "train", rows=3, frames=5)
     archive = FeatureArchive(tiny_corpus / "train" / "feats.scp")
     names = list(archive)
     pieces = [(name, first) for name in names for first in range(0, len(archive[name]) - 14, 15)][:3]
@@ -132,16 +142,19 @@ def test_outputs_are_those_of_the_model_in_an_utterance(tiny_corpus: Path, chain
 
 
 def test_a_model_of_other_pdfs_is_refused(tiny_corpus: Path, chain_dir: Path, tmp_path: Path) -> None:
-    options = TdnnOptions(contexts=[[0]], width=8, subsampling=3)
-    save_model(tmp_path / "model", options.build(8, 5, seed=0), options, np.zeros(5, np.float32))
     with pytest.raises(InputError, match="has 5 pdfs and subsampling 3"):
-        from_folders(chain_dir, tmp_path / "model", tiny_corpus / "train", rows=3)
+        from_folders(chain_dir, model_dir(tmp_path, tiny_corpus, pdfs=5), tiny_corpus / "train", rows=3)
+
+
+def test_features_of_another_kind_are_refused(tiny_corpus: Path, chain_dir: Path, tmp_path: Path) -> None:
+    model = model_dir(tmp_path, tiny_corpus)
+    write_fingerprint(model, FeatureOptions(num_mel_bins=23), 8, 8000)
+    with pytest.raises(InputError, match="num_mel_bins 23 against 40"):
+        from_folders(chain_dir, model, tiny_corpus / "train", rows=3)
 
 
 def test_features_without_a_piece_of_that_length_are_refused(
     tiny_corpus: Path, chain_dir: Path, tmp_path: Path
 ) -> None:
-    options = TdnnOptions(contexts=[[0]], width=8, subsampling=3)
-    save_model(tmp_path / "model", options.build(8, 4, seed=0), options, np.zeros(4, np.float32))
     with pytest.raises(InputError, match="150 frames"):
-        from_folders(chain_dir, tmp_path / "model", tiny_corpus / "train", rows=3)
+        from_folders(chain_dir, model_dir(tmp_path, tiny_corpus), tiny_corpus / "train", rows=3)

@@ -134,9 +134,18 @@ def test_the_difference_of_two_systems_is_paired_by_speaker(tmp_path, capsys):
     for wrong, said in (
         ([ours[0]], "same words: speaker z"),
         ([str(tmp_path / "none.json")], "cannot be read"),
-        ([score("bad") + "x"], "cannot be read"),
+        ([str(tmp_path / "d.json")], "is no score.json"),
     ):
         with pytest.raises(InputError, match=said):
             run(["results", str(tmp_path / "d.json"), "--difference", *wrong, "--from", *theirs])
+    silent = score("silent", x=(0, 0))
+    with pytest.raises(InputError, match="no words at all"):
+        run(["results", str(tmp_path / "e.json"), "--difference", silent, "--from", silent])
+    (tmp_path / "results.json").write_text("[]")
+    with pytest.raises(InputError, match="holds no difference"):
+        run(["results", str(tmp_path / "results.json"), "--difference", *ours, "--from", *theirs])
+    assert (tmp_path / "results.json").read_text() == "[]"
+    with pytest.raises(InputError, match="--from does not go with --table"):
+        run(["results", str(tmp_path / "results.json"), "--table", "--from", *theirs])
     with pytest.raises(InputError, match="--difference needs --from"):
         run(["results", str(tmp_path / "d.json"), "--difference", *ours])
