@@ -160,6 +160,9 @@ class Supervision(Mapping[str, LabelGraph]):
             sizes = [len(arrays[field]) for field in _PLACES] + [len(arrays[_EDGES]), len(arrays["frames_U"])]
             if sizes != [supervision._place[-1]] * len(_PLACES) + [supervision._edge[-1], len(names)]:
                 raise ValueError("arrays of different lengths")
+            places_E1 = np.repeat(arrays["places_U"], arrays["edges_U"])[:, None]
+            if not ((arrays[_EDGES] >= 0) & (arrays[_EDGES] < places_E1)).all():
+                raise ValueError("edges between places that there are not")
         except OSError:
             raise InputError(f"{path} is missing", "Name a folder that asr-hf chain wrote.") from None
         except (KeyError, ValueError, SafetensorError) as error:

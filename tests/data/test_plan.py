@@ -66,6 +66,21 @@ def test_pieces_are_cut_at_multiples_of_the_chunk_and_padded_rows_fit(sample: Sa
     assert sum(m.frames for m in plan) >= sample.share * LENGTHS.sum()
 
 
+@pytest.mark.parametrize("sample", CHUNKED, ids=lambda sample: f"{sample.unit}-{sample.share}")
+@pytest.mark.parametrize("shift", [1, 2, 5])
+def test_a_shift_leaves_out_the_first_frames_and_utterances_that_have_no_others(sample: Sample, shift: int) -> None:
+    pieces = [tuple(row) for m in replace(sample, shift=shift).plan(LENGTHS) for row in m.pieces.tolist()]
+    possible = [(u, first, min(5, n - first)) for u, n in enumerate(LENGTHS.tolist()) for first in range(shift, n, 5)]
+    assert pieces
+    assert set(pieces) <= set(possible)
+    assert len(pieces) == len(set(pieces))
+    if sample.share == 1:
+        assert sorted(pieces) == possible
+    if sample.unit == "utterances":  # all pieces of those that are drawn
+        drawn = {u for u, _, _ in pieces}
+        assert sorted(pieces) == [piece for piece in possible if piece[0] in drawn]
+
+
 def test_a_draw_of_chunks_is_just_large_enough_and_takes_many_utterances() -> None:
     lengths = np.full(40, 100)
     plan = Sample("train", "chunks", 0.1, 50, chunk=10).plan(lengths)

@@ -358,6 +358,11 @@ def test_saved_supervision_is_read_back_and_a_damaged_one_refused(chain_hmm: Hmm
     supervision.save(tmp_path)
     with pytest.raises(InputError, match="different lengths"):
         Supervision.load(tmp_path)
+    supervision = Supervision.of(graphs)
+    supervision._arrays["edge_E2"][-1, 1] += 1
+    supervision.save(tmp_path)
+    with pytest.raises(InputError, match="places that there are not"):
+        Supervision.load(tmp_path)
 
 
 def test_a_full_biphone_has_two_pdfs_for_every_left_neighbour() -> None:
