@@ -55,7 +55,7 @@ class LfmmiOptions:
     leak: float = option(0.1, "leaky HMM: weight of moving to the initial distribution after each frame")
     output_l2: float = option(0.0, "c of the penalty ½c‖y‖² per frame on the outputs")
     branch: float = option(0.0, "weight of the cross-entropy of a second output against the numerator's posteriors")
-    chunk: int = option(150, "frames of the pieces that utterances are cut into (0: whole utterances)")
+    chunk: int = option(150, "frames of the pieces of utterances (0: whole ones); a model's own chunk is taken first")
     draws: int = option(4, "paths drawn per piece for optimizer.matrix=path_fisher and label_fisher")
 
     def __post_init__(self) -> None:

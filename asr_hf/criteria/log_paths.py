@@ -144,7 +144,8 @@ class LogPaths:
         self._beta = list(self._after)  # and from a(t + 1)
         self.posteriors_BTP = self._by_row(self._backward(), y_BTP)
         kept = [*self.forward.a, *self._after, *self._beta, self.forward.y_TX, self.posteriors_BTP]
-        self.bytes_held = sum(x.nbytes for x in kept)
+        arcs = [graphs.src_C, graphs.dst_C, graphs.pdf_C, graphs.row_C, graphs.log_weight_C, self.forward.cell_C]
+        self.bytes_held = sum(x.nbytes for x in (*kept, *arcs))
 
     def _backward(self) -> torch.Tensor:
         """γ (T, X)."""
