@@ -43,7 +43,7 @@ class Scripted:
         self.heldout = list(heldout)
         self.account = None
         self.frame_model = self.windowed = True
-        self.normalisations, self.penalty, self.chunk = 0, None, 0
+        self.normalisations, self.penalty, self.chunk, self.subsampling = 0, None, 0, 1
 
     def begin_update(self) -> None: ...
 

@@ -273,7 +273,7 @@ def test_use_counts_reach_the_preconditioner(small_objective: Small) -> None:
         preconditioner=PreconditionerOptions(["uses"], power=2.0),
     )
     found = direction(objective, theta, options)
-    gradient = objective.gradient(theta, Sample("train", "all", 1.0, 2048, True)).vector
+    gradient = objective.gradient(theta, Sample("train", "all", 1.0, 2048, True, shift=1)).vector
     along = (gradient / uses**2).double().numpy()
     assert abs(found @ along) == pytest.approx(np.linalg.norm(found) * np.linalg.norm(along), rel=1e-6)
 
