@@ -1,5 +1,6 @@
 """One run of a comparison: trained, read back as a curve, and its model's loss on dev."""
 
+import gc
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -91,6 +92,7 @@ class Runner:
                     dev = kept(task.folder / "dev.json", list(task.dev), lambda: dev_loss(task))
             except Diverged as error:
                 failed = str(error)
+        gc.collect()  # models and their traced programs refer to themselves: some GB after a hundred runs
         ended = Ended(curve(read_log(task.folder / "log.jsonl")), dev, failed)
         print(f"{task.title}: {ended}", flush=True)
         return ended

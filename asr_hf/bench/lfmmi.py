@@ -133,7 +133,7 @@ class Ours:
     """asr_hf's denominator."""
 
     def __init__(self, problem: Problem, leak: float) -> None:
-        self.denominator = Denominator(problem.graph, problem.y_BTP.shape[2], leak, torch.device("cpu"))
+        self.denominator = Denominator(problem.graph, problem.y_BTP.shape[2], leak)
 
     def forward_backward(self, y_BTP: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         paths = self._paths(y_BTP)

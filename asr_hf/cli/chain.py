@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, overrides: list[str]) -> None:
     from asr_hf.errors import OptionError
-    from asr_hf.hmm.chain_folder import make_chain, supervise
+    from asr_hf.hmm.make_chain import make_chain, supervise
 
     if args.model:
         if overrides:

@@ -10,7 +10,7 @@ Tries a grid line by line, which grows where the best value lies on its end, and
 import argparse
 
 from asr_hf.cli import config
-from asr_hf.decoding.tune import PENALTIES, SCALES, tune
+from asr_hf.decoding.tune import FACTORS, PENALTIES, tune
 
 GROUPS = ("decoding",)
 
@@ -23,16 +23,20 @@ def _numbers(text: str) -> tuple[float, ...]:
         raise argparse.ArgumentTypeError(f"'{text}' is no list of numbers like 0.1,0.2") from None
 
 
+def _listed(numbers: tuple[float, ...]) -> str:
+    return ",".join(f"{number:g}" for number in numbers)
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("feats", metavar="FEATS", help="folder of asr-hf features, of the dev set")
     parser.add_argument("graph", metavar="GRAPH", help="folder of asr-hf graph, made for MODEL")
     parser.add_argument("model", metavar="MODEL", help="a GMM or a finished training run")
     parser.add_argument("out", metavar="OUT", help="folder for tuned.json")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="processes (the output is the same for any)")
-    for name, grid in (("scales", SCALES), ("penalties", PENALTIES)):
-        listed = ",".join(f"{value:g}" for value in grid)
-        what = f"the {name} tried first (default {listed})"
-        parser.add_argument(f"--{name}", type=_numbers, metavar="A,B,…", default=grid, help=what)
+    scales = f"the acoustic scales tried first (default: {_listed(FACTORS)} times that of asr-hf decode)"
+    parser.add_argument("--scales", type=_numbers, metavar="A,B,…", help=scales)
+    penalties = f"the word penalties tried first (default {_listed(PENALTIES)})"
+    parser.add_argument("--penalties", type=_numbers, metavar="A,B,…", default=PENALTIES, help=penalties)
 
 
 def run(args: argparse.Namespace, overrides: list[str]) -> None:

@@ -28,15 +28,16 @@ LOST_SHARE = 1e-6  # of Z, that numbers too small for the linear domain may have
 class Denominator:
     """All paths of a graph, every state final, with a leak from each state to any other between frames."""
 
-    def __init__(self, graph: ChainGraph, num_pdfs: int, leak: float, device: torch.device) -> None:
-        self.graph, self.num_pdfs, self.leak, self.device = graph, num_pdfs, leak, device
-        self._moves: dict[torch.dtype, ChainMoves] = {}
+    def __init__(self, graph: ChainGraph, num_pdfs: int, leak: float) -> None:
+        self.graph, self.num_pdfs, self.leak = graph, num_pdfs, leak
+        self._moves: dict[tuple[torch.dtype, torch.device], ChainMoves] = {}
 
-    def moves(self, dtype: torch.dtype) -> ChainMoves:
-        """The graph's matrices in one precision."""
-        if dtype not in self._moves:
-            self._moves[dtype] = chain_moves(self.graph, self.num_pdfs, self.device, dtype)
-        return self._moves[dtype]
+    def moves(self, y_BTP: torch.Tensor) -> ChainMoves:
+        """The graph's matrices in the precision of the outputs, and where these are."""
+        kind = y_BTP.dtype, y_BTP.device
+        if kind not in self._moves:
+            self._moves[kind] = chain_moves(self.graph, self.num_pdfs, y_BTP.device, y_BTP.dtype)
+        return self._moves[kind]
 
     @torch.no_grad()
     def log_totals(self, y_BTP: torch.Tensor, frames_B: torch.Tensor) -> torch.Tensor:
@@ -56,7 +57,7 @@ class Denominator:
         states = self.graph.states
         always = np.zeros(states, dtype=np.int64), np.full(states, y_BTP.shape[1]), np.ones(states, dtype=bool)
         everything = Numerator(self.graph, *always)
-        return Numerators([everything] * len(frames_B), frames_B, self.device, self.leak).paths(y_BTP)
+        return Numerators([everything] * len(frames_B), frames_B, y_BTP.device, self.leak).paths(y_BTP)
 
 
 class Forward:
@@ -73,7 +74,7 @@ class Forward:
     """
 
     def __init__(self, denominator: Denominator, y_BTP: torch.Tensor, frames_B: torch.Tensor) -> None:
-        self.moves, self.leak = denominator.moves(y_BTP.dtype), denominator.leak
+        self.moves, self.leak = denominator.moves(y_BTP), denominator.leak
         self.rows = Rows(y_BTP, frames_B)
         unused_P = self.moves.unused_P
         read_BTP = y_BTP if unused_P is None else y_BTP.masked_fill(unused_P, -torch.inf)
@@ -135,7 +136,7 @@ class DenominatorPaths:
 
     def __init__(self, denominator: Denominator, y_BTP: torch.Tensor, frames_B: torch.Tensor) -> None:
         self.denominator = denominator
-        self._moves = denominator.moves(y_BTP.dtype)
+        self._moves = denominator.moves(y_BTP)
         self._leak_S = denominator.leak * self._moves.initial_S
         self.forward = Forward(denominator, y_BTP, frames_B)
         self._beta = self.forward.rows.block(self._moves.states, y_BTP)

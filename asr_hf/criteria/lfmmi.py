@@ -40,7 +40,7 @@ from asr_hf.criteria.path_samples import sample_paths
 from asr_hf.data.minibatch import Batch
 from asr_hf.hmm.chain_folder import Chain
 from asr_hf.hmm.numerator import Composer
-from asr_hf.hmm.pieces import numerator_of_path
+from asr_hf.hmm.path_labels import numerator_of_path
 from asr_hf.options import option, require
 
 OUTPUT, BRANCH = "output", "cross_entropy"
@@ -66,7 +66,7 @@ class LfmmiOptions:
 
     def build(self, alignments: Path) -> "Lfmmi":
         chain = Chain.load(alignments)
-        return Lfmmi(self, Denominator(chain.denominator, chain.hmm.num_pdfs, self.leak, torch.device("cpu")))
+        return Lfmmi(self, Denominator(chain.denominator, chain.hmm.num_pdfs, self.leak))
 
 
 class Lfmmi:
@@ -162,7 +162,7 @@ class Lfmmi:
 
     def _label_fisher(self, y_BTP: torch.Tensor, batch: Batch, frames_B: torch.Tensor) -> Operator:
         plain = self.denominator
-        everything = Denominator(plain.graph, plain.num_pdfs, 0.0, plain.device).paths(y_BTP, frames_B)
+        everything = Denominator(plain.graph, plain.num_pdfs, 0.0).paths(y_BTP, frames_B)
         drawn = sample_paths(everything, self.options.draws, _generator(batch))
         scores = []
         state_KBT, enters_KBT = drawn.state_BKT.transpose(0, 1).cpu(), drawn.enters_BKT.transpose(0, 1).cpu()

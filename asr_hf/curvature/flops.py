@@ -1,6 +1,6 @@
 """What a linear program costs: the floating-point operations of its matrix products, counted without computing them.
 
-Element-by-element operations are not counted. Operations of our own bring their formula (`models.recurrence`).
+Element-by-element operations are not counted. Operations of our own bring their formula (`models.rnn_operator`).
 """
 
 from collections.abc import Iterable, Mapping

@@ -15,10 +15,13 @@ from asr_hf.models.saved import SavedModel, load_model
 
 
 class AcousticModel(Protocol):
-    """Scores frames under every pdf."""
+    """Scores frames under every pdf; decoding takes `acoustic_scale` unless it is told another one."""
 
     @property
     def num_pdfs(self) -> int: ...
+
+    @property
+    def acoustic_scale(self) -> float: ...
 
     def log_likelihoods(self, feats_TD: np.ndarray) -> np.ndarray:
         """Natural-log likelihoods (T, P), float32, up to a constant per frame; chain models have fewer frames."""
@@ -39,6 +42,7 @@ class HybridScorer:
     def __init__(self, model: SavedModel, own_frames: bool) -> None:
         self.model = model
         self.num_pdfs = model.num_pdfs
+        self.acoustic_scale = 1.0 if own_frames else 0.1
         self._posteriors = model.own_frames if own_frames else model.log_posteriors
 
     def log_likelihoods(self, feats_TD: np.ndarray) -> np.ndarray:

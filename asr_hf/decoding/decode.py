@@ -53,6 +53,7 @@ def decode_directory(
     """
     begin = time.perf_counter()
     with Workers(Task(str(feats_dir), str(graph_dir), str(model_dir)), jobs) as workers:
+        options = options.with_default(workers.recognizer.model.acoustic_scale)
         found = workers.recognize(options)
         audio_seconds = workers.audio_seconds
     summary = Summary(

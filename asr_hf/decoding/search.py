@@ -20,14 +20,15 @@ from asr_hf.options import option, require
 class DecodingOptions:
     """The search for the best word sequence; scales are tuned on dev by `asr-hf tune`."""
 
-    acoustic_scale: float = option(0.1, "factor on the acoustic log-likelihoods")
+    acoustic_scale: float | None = option(None, "factor on acoustic log-likelihoods; null: chain models 1, others 0.1")
     word_penalty: float = option(0.0, "cost of every output word (natural log, in scaled units)")
     beam: float = option(13.0, "paths worse than the best by more than this are dropped (in scaled units)")
     max_active: int = option(7000, "at most about so many paths survive a frame")
     min_active: int = option(200, "at least about so many paths survive a frame, whatever the beam")
 
     def __post_init__(self) -> None:
-        require(0 < self.acoustic_scale < float("inf"), "decoding.acoustic_scale", self.acoustic_scale, "must be > 0")
+        scale = self.acoustic_scale
+        require(scale is None or 0 < scale < float("inf"), "decoding.acoustic_scale", scale, "must be > 0")
         require(abs(self.word_penalty) < float("inf"), "decoding.word_penalty", self.word_penalty, "must be finite")
         require(self.beam > 0, "decoding.beam", self.beam, "must be > 0")
         require(self.min_active >= 0, "decoding.min_active", self.min_active, "must be >= 0")
@@ -35,6 +36,10 @@ class DecodingOptions:
         require(
             self.min_active <= self.max_active, "decoding.min_active", self.min_active, "must be <= decoding.max_active"
         )
+
+    def with_default(self, acoustic_scale: float) -> "DecodingOptions":
+        """These options, with an acoustic scale if they have none."""
+        return self if self.acoustic_scale is not None else replace(self, acoustic_scale=acoustic_scale)
 
     def at(self, acoustic_scale: float, word_penalty: float) -> "DecodingOptions":
         """These options with another acoustic scale and word penalty."""
@@ -66,12 +71,12 @@ class Decoder:
 
     Args:
         graph: the decoding graph.
-        options: scales and beams.
+        options: scales and beams; the acoustic scale is set.
     """
 
     def __init__(self, graph: Graph, options: DecodingOptions) -> None:
-        self.graph = graph
-        self.options = options
+        assert options.acoustic_scale is not None
+        self.graph, self.scale = graph, options.acoustic_scale
         self._fst = graph.penalised(options.word_penalty)  # held: a search does not keep its FST alive
         self._limits = kd.FasterDecoderOptions(
             beam=options.beam, max_active=options.max_active, min_active=options.min_active
@@ -97,7 +102,7 @@ class Decoder:
             )
         if len(loglikes_TP) == 0:
             return NO_PATH
-        scaled_TP = np.ascontiguousarray(loglikes_TP * self.options.acoustic_scale, dtype=np.float32)
+        scaled_TP = np.ascontiguousarray(loglikes_TP * self.scale, dtype=np.float32)
         # A fresh decoder each time: a used one keeps its hash table, whose size can change the order of ties and
         # thereby make a hypothesis depend on the utterances before it.
         search = kd.FasterDecoder(self._fst, self._limits)

@@ -19,7 +19,7 @@ from asr_hf.decoding.search import DecodingOptions
 from asr_hf.errors import InputError
 from asr_hf.options import require
 
-SCALES = (0.05, 0.07, 0.1, 0.14, 0.2, 0.28)
+FACTORS = (0.5, 0.7, 1.0, 1.4, 2.0, 2.8)  # on the acoustic scale that decoding takes by itself
 PENALTIES = (0.0, 1.0, 2.0, 3.0)
 EXTENSIONS = 6  # a grid grows by at most so many values on either end, and then the best point moves so often
 Point = tuple[float, float]  # acoustic scale, word penalty
@@ -43,18 +43,19 @@ def tune(
     model_dir: Path | str,
     out_dir: Path | str,
     options: DecodingOptions,
-    scales: Sequence[float] = SCALES,
+    scales: Sequence[float] | None = None,
     penalties: Sequence[float] = PENALTIES,
     jobs: int = 1,
 ) -> Tuned:
     """Choose acoustic scale and word penalty by WER on FEATS; writes OUT/tuned.json for `decode --tuned`.
 
-    Log-likelihoods are computed once. See `best_point` for the order in which the grid is tried.
+    Without `scales`, these are FACTORS of the acoustic scale that decoding takes by itself. Log-likelihoods are
+    computed once. See `best_point` for the order in which the grid is tried.
 
     Raises:
         InputError: FEATS has no transcripts, or features, graph and model do not belong together.
     """
-    for scale in scales:
+    for scale in scales or ():
         require(0 < scale < float("inf"), "--scales", scale, "must be > 0")
     for penalty in penalties:
         require(abs(penalty) < float("inf"), "--penalties", penalty, "must be finite")
@@ -62,6 +63,9 @@ def tune(
     with Workers(Task(str(feats_dir), str(graph_dir), str(model_dir), keep=True), jobs) as workers:
         ids = workers.utterances
         words = _count_words(refs, ids, feats_dir)
+        if scales is None:
+            own = workers.recognizer.model.acoustic_scale
+            scales = [float(f"{own * factor:.3g}") for factor in FACTORS]
 
         def errors(point: Point) -> int:
             title = f"scale {point[0]:g}, penalty {point[1]:g}"

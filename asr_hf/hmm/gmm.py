@@ -6,6 +6,7 @@ Shape suffixes: N or T frames, D feature dim, P pdfs, K Gaussians per pdf (absen
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -67,6 +68,8 @@ class GmmStats:
 
 class Gmm:
     """A Gaussian mixture for every pdf: log weights (P, K), means and variances (P, K, D), float64."""
+
+    acoustic_scale: ClassVar[float] = 0.1  # of decoding, unless it is told another one
 
     def __init__(self, log_weights_PK: Tensor, means_PKD: Tensor, variances_PKD: Tensor) -> None:
         self.log_weights_PK, self.means_PKD, self.variances_PKD = log_weights_PK, means_PKD, variances_PKD

@@ -11,8 +11,8 @@ from torch import nn
 
 from asr_hf.models.hidden import start_weight
 from asr_hf.models.norm import NORMS
-from asr_hf.models.recurrence import RNN_ACTIVATIONS, rnn
 from asr_hf.models.recurrent import RecurrentLayer, RecurrentModel
+from asr_hf.models.rnn_operator import RNN_ACTIVATIONS, rnn
 from asr_hf.options import option, require, require_choice
 
 

@@ -163,7 +163,7 @@ class LocalObjective:
                 raise Diverged(
                     f"{len(self._left_out)} of {len(ids)} training utterances are not finite at the current "
                     f"parameters ({names})",
-                    "Check their features with asr-hf validate, or lower the step (optimizer options).",
+                    "Check features (asr-hf validate) and labels, or lower the step (optimizer options).",
                 )
 
     # What a cluster does in another way.

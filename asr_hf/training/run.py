@@ -163,10 +163,12 @@ def build(options: Options, corpus: Corpus) -> tuple[AcousticModel, Evaluator]:
     if not criterion.sequence:
         model.start_from_prior(torch.from_numpy(log_prior(corpus.pdf_counts, settings.prior_floor)))
     _require_states(options, model)
-    require(
-        corpus.subsampling in (0, model.subsampling), "model.subsampling", model.subsampling,
-        f"is not that of {corpus.hmm}, {corpus.subsampling}",
-    )  # fmt: skip
+    if corpus.subsampling not in (0, model.subsampling):
+        raise OptionError(
+            f"{corpus.hmm} has one label for {corpus.subsampling} frames, the model one output for {model.subsampling}",
+            f"Set model.subsampling={corpus.subsampling} (tdnn, tdnnf, lstm), or make another folder with asr-hf chain "
+            f"chain.subsampling={model.subsampling}.",
+        )
     for name, chunk in (("model", model.chunk), ("criterion", criterion.chunk)):
         require(
             corpus.timed or not chunk, f"{name}.chunk", chunk,

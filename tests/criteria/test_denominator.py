@@ -10,7 +10,6 @@ from asr_hf.criteria.denominator import Denominator, DenominatorPaths
 from asr_hf.hmm.chain_graph import ChainGraph
 
 PDFS, FRAMES = 5, [4, 2, 0, 4, 3]  # pdf 4 is in no graph
-CPU = torch.device("cpu")
 
 
 def outputs(seed: int, dtype: torch.dtype = torch.float64, size: float = 2.0) -> torch.Tensor:
@@ -20,7 +19,7 @@ def outputs(seed: int, dtype: torch.dtype = torch.float64, size: float = 2.0) ->
 
 
 def paths_of(graph: ChainGraph, leak: float, y_BTP: torch.Tensor) -> DenominatorPaths:
-    return Denominator(graph, PDFS, leak, CPU).paths(y_BTP, torch.tensor(FRAMES))
+    return Denominator(graph, PDFS, leak).paths(y_BTP, torch.tensor(FRAMES))
 
 
 def dense(paths: DenominatorPaths, row: int, frames: int) -> np.ndarray:
@@ -42,7 +41,7 @@ def test_against_all_paths(
         graph, y_BTP = random_graph(seed), outputs(seed, dtype)
         paths = paths_of(graph, leak, y_BTP)
         assert len(paths.in_logs) == 0
-        totals_B = Denominator(graph, PDFS, leak, CPU).log_totals(y_BTP, torch.tensor(FRAMES))
+        totals_B = Denominator(graph, PDFS, leak).log_totals(y_BTP, torch.tensor(FRAMES))
         assert torch.equal(totals_B, paths.log_total_B)
         v_BTP = torch.randn(y_BTP.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
         product_BTP = paths.covariance(v_BTP)
@@ -88,7 +87,7 @@ def test_row_alone(random_graph: Callable) -> None:
     product_BTP = paths.covariance(v_BTP)
     for row, frames in enumerate(FRAMES):
         one = slice(row, row + 1), slice(0, frames)
-        alone = Denominator(graph, PDFS, 0.1, CPU).paths(y_BTP[one], torch.tensor([frames]))
+        alone = Denominator(graph, PDFS, 0.1).paths(y_BTP[one], torch.tensor([frames]))
         torch.testing.assert_close(alone.log_total_B, paths.log_total_B[one[0]], rtol=1e-13, atol=1e-13)
         torch.testing.assert_close(alone.posteriors_BTP, paths.posteriors_BTP[one], rtol=1e-13, atol=1e-14)
         torch.testing.assert_close(alone.covariance(v_BTP[one]), product_BTP[one], rtol=1e-13, atol=1e-14)
@@ -96,7 +95,7 @@ def test_row_alone(random_graph: Callable) -> None:
 
 def test_float32_over_300_frames(random_graph: Callable) -> None:
     graph, frames_B = random_graph(10, states=30, pdfs=PDFS), torch.tensor([300, 217])
-    denominator = Denominator(graph, PDFS, 0.1, CPU)
+    denominator = Denominator(graph, PDFS, 0.1)
     y_BTP, v_BTP = torch.randn(2, 2, 300, PDFS, generator=torch.Generator().manual_seed(10), dtype=torch.float64)
     exact, paths = (denominator.paths(y.contiguous(), frames_B) for y in (3 * y_BTP, (3 * y_BTP).float()))
     torch.testing.assert_close(paths.log_total_B, exact.log_total_B, rtol=1e-7, atol=1e-4)
@@ -111,7 +110,7 @@ def test_outputs_up_to_200(random_graph: Callable, enumerate_paths: Callable, le
         graph = random_graph(seed)
         y_BTP = (outputs(seed).sign() * outputs(seed, size=100.0).abs()).clamp(-200, 200).to(dtype)
         paths = paths_of(graph, leak, y_BTP)
-        totals_B = Denominator(graph, PDFS, leak, CPU).log_totals(y_BTP, torch.tensor(FRAMES))
+        totals_B = Denominator(graph, PDFS, leak).log_totals(y_BTP, torch.tensor(FRAMES))
         v_BTP = outputs(seed + 1, dtype, size=1.0)
         product_BTP = paths.covariance(v_BTP)
         for row, frames in enumerate(FRAMES):
@@ -135,7 +134,7 @@ def test_best_path_begins_below_the_smallest_number(enumerate_paths: Callable) -
     """float32 takes the winner's first frames, e^-150 of the others, for 0; the log domain is asked."""
     y_BTP = torch.zeros(2, 3, 4)
     y_BTP[0, 0], y_BTP[0, 2] = torch.tensor([-150.0, -150.0, 0.0, 0.0]), torch.tensor([0.0, 0.0, -200.0, -190.0])
-    denominator, frames_B = Denominator(two_chains(), 4, 0.0, CPU), torch.tensor([3, 3])
+    denominator, frames_B = Denominator(two_chains(), 4, 0.0), torch.tensor([3, 3])
     paths = denominator.paths(y_BTP, frames_B)
     assert paths.in_logs.tolist() == [0]
     v_BTP = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0))
@@ -157,7 +156,7 @@ def test_bad_rows(random_graph: Callable, bad: float, leak: float) -> None:
     y_BTP[3, 1, 2] = bad
     y_BTP[1, 2:], v_BTP[1, 2:] = bad, bad  # padding may hold anything
     paths = paths_of(graph, leak, y_BTP)
-    totals_B = Denominator(graph, PDFS, leak, CPU).log_totals(y_BTP, torch.tensor(FRAMES))
+    totals_B = Denominator(graph, PDFS, leak).log_totals(y_BTP, torch.tensor(FRAMES))
     assert torch.isnan(paths.log_total_B).tolist() == torch.isnan(totals_B).tolist() == [False] * 3 + [True, False]
     assert not paths.posteriors_BTP[3].any()
     product_BTP, others = paths.covariance(v_BTP), [0, 1, 2, 4]
@@ -172,7 +171,7 @@ def test_no_path_goes_on() -> None:
     graph = ChainGraph(
         np.array([0, 1]), np.array([0, 1]), np.zeros(2), np.array([1.0, 0.0]), np.array([0]), np.array([1]), np.ones(1)
     )
-    denominator, y_BTP = Denominator(graph, 2, 0.0, CPU), torch.ones(2, 2, 2)
+    denominator, y_BTP = Denominator(graph, 2, 0.0), torch.ones(2, 2, 2)
     paths = denominator.paths(y_BTP, torch.tensor([1, 2]))
     assert paths.log_total_B.tolist() == denominator.log_totals(y_BTP, torch.tensor([1, 2])).tolist()
     assert paths.log_total_B.tolist() == [1.0, -np.inf]
@@ -181,7 +180,7 @@ def test_no_path_goes_on() -> None:
 
 
 def test_no_rows_and_no_frames(random_graph: Callable) -> None:
-    denominator = Denominator(random_graph(0), PDFS, 0.1, CPU)
+    denominator = Denominator(random_graph(0), PDFS, 0.1)
     for rows, frames in ((0, 3), (2, 0)):
         y_BTP, none_B = torch.zeros(rows, frames, PDFS), torch.zeros(rows, dtype=torch.int64)
         paths = denominator.paths(y_BTP, none_B)

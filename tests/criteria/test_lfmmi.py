@@ -18,7 +18,8 @@ from asr_hf.data.minibatch import Batch
 from asr_hf.errors import OptionError
 from asr_hf.hmm.chain_graph import ChainGraph
 from asr_hf.hmm.numerator import Composer
-from asr_hf.hmm.pieces import PieceNumerators, numerator_of_path
+from asr_hf.hmm.path_labels import numerator_of_path
+from asr_hf.hmm.pieces import PieceNumerators
 from asr_hf.hmm.supervision import LabelGraph
 
 PDFS, LENGTHS = 4, (4, 3)  # of rows: the second one is padded
@@ -40,7 +41,7 @@ def labels(places: list[int], frames: int) -> LabelGraph:
 
 def criterion(graph: ChainGraph, **options: float) -> Lfmmi:
     made = LfmmiOptions(**options)  # type: ignore[arg-type]
-    return Lfmmi(made, Denominator(graph, PDFS, made.leak, torch.device("cpu")))
+    return Lfmmi(made, Denominator(graph, PDFS, made.leak))
 
 
 def batch(graph: ChainGraph, transcripts: tuple[list[int], ...] = ([0, 1, 4], [1, 0])) -> Batch:

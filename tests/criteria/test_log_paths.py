@@ -80,7 +80,7 @@ def test_leak(random_graph: Callable, enumerate_paths: Callable) -> None:
 
 @pytest.mark.parametrize("leak", [0.0, 0.1])
 def test_equals_the_linear_domain(random_graph: Callable, leak: float) -> None:
-    denominator, frames_B = Denominator(random_graph(40, states=20), PDFS, leak, CPU), torch.tensor(FRAMES)
+    denominator, frames_B = Denominator(random_graph(40, states=20), PDFS, leak), torch.tensor(FRAMES)
     y_BTP, v_BTP = draw(3), draw(4)
     linear, logs = denominator.paths(y_BTP, frames_B), denominator.log_paths(y_BTP, frames_B)
     torch.testing.assert_close(logs.log_total_B, linear.log_total_B)
@@ -92,7 +92,7 @@ def test_part_of_the_denominator_is_no_larger(random_graph: Callable) -> None:
     graph, y_BTP, frames_B = random_graph(41), draw(5), torch.tensor(FRAMES)
     part = [numerator(graph, row, frames) for row, frames in enumerate(FRAMES)]
     totals_B = Numerators(part, frames_B, CPU).log_totals(y_BTP)
-    assert (totals_B < Denominator(graph, PDFS, 0.0, CPU).log_totals(y_BTP, frames_B)).all()
+    assert (totals_B < Denominator(graph, PDFS, 0.0).log_totals(y_BTP, frames_B)).all()
 
 
 def test_bad_rows(rows: list[Numerator]) -> None:

@@ -11,7 +11,6 @@ from asr_hf.criteria.denominator import Denominator
 from asr_hf.criteria.path_samples import sample_paths
 
 PDFS, FRAMES, DRAWS = 3, [2, 3, 3, 0, 3], 20_000
-CPU = torch.device("cpu")
 
 
 @pytest.mark.parametrize("leak", [0.0, 0.3])
@@ -22,7 +21,7 @@ def test_frequencies(random_graph: Callable, enumerate_paths: Callable, leak: fl
     y_BTP = torch.randn(5, 4, PDFS, generator=torch.Generator().manual_seed(1))
     y_BTP[4, 1, 0] = torch.nan
     frames_B = torch.tensor(FRAMES)
-    paths = Denominator(graph, PDFS, leak, CPU).paths(y_BTP, frames_B)
+    paths = Denominator(graph, PDFS, leak).paths(y_BTP, frames_B)
     if in_logs:
         paths.in_logs = torch.tensor([0, 2])
         paths.log_domain = paths.denominator.log_paths(y_BTP[paths.in_logs], frames_B[paths.in_logs])

@@ -130,6 +130,19 @@ def test_a_chain_model_scores_the_frames_it_has(task):
     np.testing.assert_array_equal(own, every[::3])
 
 
+def test_the_acoustic_scale_is_the_models_unless_told(task):
+    def scale(*settings):
+        run(["decode", *map(str, (task.feats, task.graph, task.model, task.out)), *settings])
+        return json.loads((task.out / "decode.json").read_text())["options"]["acoustic_scale"]
+
+    assert scale() == 0.1
+    assert scale("decoding.acoustic_scale=0.5") == 0.5
+    options = DnnOptions(hidden_layers=1, width=8, context=2)
+    save_model(task.model, options.build(3, 3, seed=0), options, np.zeros(3, dtype=np.float32))
+    HmmModel(num_pdfs=3, topology="chain").save(task.model)
+    assert scale() == 1.0
+
+
 def test_the_command_takes_the_tuned_scales(task, capsys):
     tuned = task.out.parent / "tuned.json"
     tuned.write_text(json.dumps({"acoustic_scale": 1.0, "word_penalty": 0.25}))

@@ -1,11 +1,14 @@
 """The beam search against dynamic programming over (frame, state, words so far)."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from asr_hf.decoding.search import Decoder, DecodingOptions
 from asr_hf.errors import InputError, OptionError
 
+PLAIN = DecodingOptions(acoustic_scale=0.1)
 EXACT = {"beam": 1e6, "max_active": 2**31 - 1}
 
 
@@ -107,7 +110,7 @@ def test_a_narrow_beam_loses_the_path_that_is_late_to_win(make_graph):
 
 def test_no_surviving_path_gives_the_empty_hypothesis(make_graph):
     graph = make_graph([(0, 1, 1, 1, 0.0)], {1: 0.0}, 1)  # accepts one frame only
-    decoder = Decoder(graph, DecodingOptions())
+    decoder = Decoder(graph, PLAIN)
     for frames in (0, 2):
         got = decoder.decode(np.zeros((frames, 1), dtype=np.float32))
         assert (got.words, got.survived, got.reached_final) == ((), False, False)
@@ -117,7 +120,7 @@ def test_no_surviving_path_gives_the_empty_hypothesis(make_graph):
 
 
 def test_a_decoder_outlives_the_names_of_its_graph(make_graph):
-    decoder = Decoder(make_graph([(0, 0, 1, 1, 1.0)], {0: 0.0}, 1), DecodingOptions(word_penalty=1.0))
+    decoder = Decoder(make_graph([(0, 0, 1, 1, 1.0)], {0: 0.0}, 1), replace(PLAIN, word_penalty=1.0))
     for _ in range(3):
         assert decoder.decode(np.zeros((4, 1), dtype=np.float32)).cost == 8.0
 
@@ -127,12 +130,12 @@ def test_non_finite_scores_name_utterance_and_frame(make_graph, bad):
     loglikes = np.zeros((3, 1), dtype=np.float32)
     loglikes[1] = bad
     with pytest.raises(InputError, match=r"utterance u7.*frame 1"):
-        Decoder(make_graph([(0, 0, 1, 1, 1.0)], {0: 0.0}, 1), DecodingOptions()).decode(loglikes, "u7")
+        Decoder(make_graph([(0, 0, 1, 1, 1.0)], {0: 0.0}, 1), PLAIN).decode(loglikes, "u7")
 
 
 def test_scores_of_another_number_of_pdfs_are_refused(make_graph):
     with pytest.raises(InputError, match=r"u7.*2 pdfs"):
-        Decoder(make_graph([(0, 0, 1, 1, 1.0)], {0: 0.0}, 2), DecodingOptions()).decode(np.zeros((3, 1)), "u7")
+        Decoder(make_graph([(0, 0, 1, 1, 1.0)], {0: 0.0}, 2), PLAIN).decode(np.zeros((3, 1)), "u7")
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,10 @@ import pytest
 
 from asr_hf.cli.main import run
 from asr_hf.decoding.search import DecodingOptions
-from asr_hf.decoding.tune import PENALTIES, SCALES, best_point, read_tuned, tune
+from asr_hf.decoding.tune import PENALTIES, best_point, read_tuned, tune
 from asr_hf.errors import InputError
+
+SCALES = (0.05, 0.07, 0.1, 0.14, 0.2, 0.28)
 
 
 def bowl(scale, penalty):
@@ -74,6 +76,12 @@ def test_a_scale_is_found_beyond_a_grid_that_is_too_low(task):
     assert tuned.wer < 15
     assert tuned.wer == 100 * tuned.errors / tuned.words == min(point["wer"] for point in tuned.grid)
     assert read_tuned(task.out / "tuned.json") == (tuned.acoustic_scale, tuned.word_penalty)
+
+
+def test_the_grid_stands_around_the_models_own_scale(task):
+    tuned = tune(task.feats, task.graph, task.model, task.out, DecodingOptions(), penalties=(0.0,))
+    tried = {point["acoustic_scale"] for point in tuned.grid}
+    assert {0.14, 0.2, 0.28} <= tried  # the lower half is not always walked
 
 
 def test_jobs_do_not_change_a_byte_and_the_command_prints_the_choice(task, capsys):

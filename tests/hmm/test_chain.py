@@ -16,12 +16,13 @@ from asr_hf.data.archive import FeatureArchive, read_int_vectors, write_matrices
 from asr_hf.errors import InputError, OptionError
 from asr_hf.hmm.alignment import align
 from asr_hf.hmm.chain import ChainOptions, chain_model, chain_stats, drawn_phones, phone_sequences, tied_model
-from asr_hf.hmm.chain_folder import Chain, make_chain
+from asr_hf.hmm.chain_folder import Chain
 from asr_hf.hmm.flat_start import train_mono
 from asr_hf.hmm.fst import FstArrays, read_fst
 from asr_hf.hmm.gmm import GmmOptions
 from asr_hf.hmm.graph import GraphOptions, make_graph
 from asr_hf.hmm.lang import Lang
+from asr_hf.hmm.make_chain import make_chain
 from asr_hf.hmm.model import HmmModel, Split, monophone_model
 from asr_hf.hmm.numerator import Composer
 from asr_hf.hmm.tree import TreeOptions

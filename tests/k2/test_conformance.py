@@ -18,8 +18,9 @@ from asr_hf.criteria.denominator import Denominator
 from asr_hf.criteria.log_paths import Numerators
 from asr_hf.criteria.paths import Paths
 from asr_hf.data.archive import FeatureArchive
-from asr_hf.hmm.chain_folder import Chain, make_chain
+from asr_hf.hmm.chain_folder import Chain
 from asr_hf.hmm.chain_graph import ChainGraph, Numerator
+from asr_hf.hmm.make_chain import make_chain
 from asr_hf.hmm.numerator import NO_PATHS, Composer
 
 CPU = torch.device("cpu")
@@ -32,7 +33,7 @@ def sums(
 ) -> Paths:
     """Ours, in one precision."""
     if isinstance(graphs, ChainGraph):
-        return Denominator(graphs, y_BTP.shape[2], 0.0, CPU).paths(y_BTP.to(dtype), frames_B)
+        return Denominator(graphs, y_BTP.shape[2], 0.0).paths(y_BTP.to(dtype), frames_B)
     return Numerators(graphs, frames_B, CPU).paths(y_BTP.to(dtype))
 
 

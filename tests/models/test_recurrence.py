@@ -11,7 +11,8 @@ from torch import nn
 from torch.autograd import forward_ad
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from asr_hf.models.recurrence import RNN_ACTIVATIONS, lstm, rnn
+from asr_hf.models.lstm_operator import lstm
+from asr_hf.models.rnn_operator import RNN_ACTIVATIONS, rnn
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")  # torch's own, in forward_ad
 
