@@ -7,6 +7,7 @@ asr-hf bench lfmmi --out lfmmi.json --chain CHAIN --model MODEL --feats FEATS --
 asr-hf bench table curvature.json --markdown docs/curvature.md          # draw again what was measured
 asr-hf bench table dnn.json --markdown docs/results/dnn.md    # of asr-hf compare: the block 'bench compare dnn'
 asr-hf bench table f1.json f2.json f3.json f4.json            # folds of one comparison, word errors pooled
+asr-hf bench table dnn.json --svg dnn.svg --systems hf,adam     # held-out loss by cost and by update
 
 Sizes of curvature: dnn 360-6x1024-2000 on 2048 frames, tdnn 6x512 on 32 x 150 frames, lstm 2x512 on 64 x 30 frames; one
 thread. Without --method, libraries that are not installed or cannot run are named and left out: pip install
@@ -22,9 +23,10 @@ from typing import Any
 
 from asr_hf.cli.config import from_yaml
 from asr_hf.cli.train import GROUPS as RUN_GROUPS
-from asr_hf.decoding.output import write_json
+from asr_hf.decoding.output import write_json, write_text
 from asr_hf.errors import InputError
 from asr_hf.report.compare import compare_text
+from asr_hf.report.picture import compare_picture
 from asr_hf.report.tables import curvature_table, lfmmi_table, precision_table, replace_marked
 
 GROUPS: tuple[str, ...] = ()
@@ -81,6 +83,12 @@ def _add_table(parser: argparse.ArgumentParser) -> None:
         "--markdown", metavar="FILE",
         help="rewrite the block between the markers 'bench SUBJECT' of FILE, of comparisons 'bench compare NAME+NAME…'",
     )  # fmt: skip
+    parser.add_argument("--svg", type=Path, metavar="FILE", help="of one comparison: its held-out losses as a picture")
+    parser.add_argument("--systems", type=_words, default=(), metavar="A,B,…", help="the curves of --svg (all)")
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(text.split(","))
 
 
 def _add_out(parser: argparse.ArgumentParser) -> None:
@@ -138,6 +146,10 @@ def _table(args: argparse.Namespace) -> None:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{names} holds nothing that asr-hf measured ({error})", "Measure it.") from None
     print(drawn)
+    if args.svg is not None:
+        if len(measured) > 1 or not subject.startswith("compare"):
+            raise InputError(f"{names} is not one comparison", "Name one compare.json with --svg.")
+        write_text(args.svg, compare_picture(next(iter(measured.values())), args.systems))
     if args.markdown is not None:
         replace_marked(args.markdown, f"bench {subject}", f"```\n{drawn}\n```")
 

@@ -92,17 +92,17 @@ def line_plot(series: Sequence[Series], x_label: str, y_label: str, log: bool = 
     parts += _grid(x_axis, y_axis)
     parts.append(f'<text class="label" x="{WIDTH - RIGHT}" y="{HEIGHT - 2}" text-anchor="end">{escape(x_label)}</text>')
     for number, each in enumerate(series):
-        parts += _curve(each, _look(number), x_axis, y_axis)
+        parts += _curve(each, look(number), x_axis, y_axis)
     return "\n".join([*parts, "</svg>"])
 
 
 def legend(series: Sequence[Series]) -> str:
     """The names of the curves with their colours."""
-    names = (f'<span class="{_look(number)}">{escape(each.name)}</span>' for number, each in enumerate(series))
+    names = (f'<span class="{look(number)}">{escape(each.name)}</span>' for number, each in enumerate(series))
     return f'<p class="legend">{" ".join(names)}</p>'
 
 
-def _look(number: int) -> str:
+def look(number: int) -> str:
     """The class of a curve: its colour, and a dashed line once all colours are used."""
     return f"s{number % len(COLOURS)}" + " dashed" * (number >= len(COLOURS))
 

@@ -138,3 +138,22 @@ def test_the_command_draws_comparisons_again(comparison, tmp_path: Path, capsys)
     (tmp_path / "other.json").write_text('{"systems": {"a": 3}}')
     with pytest.raises(InputError, match=r"other\.json holds nothing"):
         run(["bench", "table", f"{tmp_path}/other.json"])
+
+
+def test_a_picture_for_markdown(comparison, tmp_path: Path) -> None:
+    (tmp_path / "cmp.json").write_text(json.dumps(comparison))
+    line = ["bench", "table", f"{tmp_path}/cmp.json", "--svg", f"{tmp_path}/cmp.svg"]
+    run(line)
+    whole = ElementTree.parse(tmp_path / "cmp.svg").getroot()
+    marks = [each for each in whole.iter() if each.tag.endswith("polygon")]
+    assert len(marks) == 6  # three systems by cost and by update
+    assert [float(x) for x in whole.get("viewBox").split()[2:]] == [920, 252]
+    run([*line, "--systems", "sgd,hf"])
+    texts = [each.text for each in ElementTree.parse(tmp_path / "cmp.svg").iter() if each.tag.endswith("text")]
+    assert texts[:2] == ["sgd", "hf"]
+    assert "ng" not in texts
+    with pytest.raises(InputError, match="no system 'xyz' was compared"):
+        run([*line, "--systems", "xyz"])
+    (tmp_path / "two.json").write_text(json.dumps(comparison))
+    with pytest.raises(InputError, match="is not one comparison"):
+        run(["bench", "table", f"{tmp_path}/cmp.json", f"{tmp_path}/two.json", "--svg", f"{tmp_path}/no.svg"])

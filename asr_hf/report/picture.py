@@ -1,0 +1,59 @@
+"""A comparison's held-out losses as a picture: one SVG file that stands alone, for Markdown."""
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Any
+
+from asr_hf.errors import InputError
+from asr_hf.report.curves import step_band
+from asr_hf.report.page import COLOURS
+from asr_hf.report.plot import HEIGHT, WIDTH, Series, line_plot, look
+
+SPENT = (("cost", "gradient-equivalents"), ("update", "updates (first-order methods: epochs)"))
+LINE, ENTRY = 18, 110  # height of a line of the legend, width of an entry, pixels
+STYLE = """
+text { font: 11px system-ui, sans-serif; fill: #6a737d; } .grid { stroke: #e2e5e9; }
+path { fill: none; stroke-width: 2; } path.dashed { stroke-dasharray: 5 3; } polygon { fill-opacity: .15; }
+"""
+
+
+def compare_picture(comparison: Mapping[str, Any], names: Sequence[str] = ()) -> str:
+    """Best held-out loss so far by cost and by update, mean and range over seeds, of the systems named (or all).
+
+    Args:
+        comparison: the content of a compare.json.
+        names: of systems, in the order of their colours.
+
+    Raises:
+        InputError: no such system.
+    """
+    systems = comparison["systems"]
+    for name in names:
+        if name not in systems:
+            raise InputError(f"no system '{name}' was compared", f"There are: {', '.join(systems)}.")
+    chosen = {
+        name: [run["rows"] for run in systems[name]["runs"].values() if not run["failed"]] for name in names or systems
+    }
+    per_line = 2 * WIDTH // ENTRY
+    top = LINE * -(-len(chosen) // per_line) + 4
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {2 * WIDTH} {top + HEIGHT}" '
+        f'width="{2 * WIDTH}" height="{top + HEIGHT}"><style>{STYLE}{_colours()}</style>',
+        f'<rect width="{2 * WIDTH}" height="{top + HEIGHT}" fill="#fff"/>',
+    ]
+    for number, name in enumerate(chosen):
+        x, y = ENTRY * (number % per_line) + 8, LINE * (number // per_line) + 10
+        parts.append(f'<path class="{look(number)}" d="M{x},{y}h20"/>')
+        parts.append(f'<text x="{x + 25}" y="{y + 4}">{escape(name)}</text>')
+    for place, (key, label) in enumerate(SPENT):
+        bands = [step_band(curves, key) for curves in chosen.values()]
+        series = [Series(name, b.x, b.mean, b.low, b.high) for name, b in zip(chosen, bands, strict=True)]
+        drawn = line_plot(series, label, "best held-out loss per frame (nats)", log_x=key == "cost")
+        parts.append(f'<svg x="{place * WIDTH}" y="{top}" width="{WIDTH}" height="{HEIGHT}">{drawn}</svg>')
+    return "\n".join([*parts, "</svg>"]) + "\n"
+
+
+def _colours() -> str:
+    return "\n".join(
+        f"path.s{n} {{ stroke: {light}; }} polygon.s{n} {{ fill: {light}; }}" for n, (light, _) in enumerate(COLOURS)
+    )
