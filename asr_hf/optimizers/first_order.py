@@ -105,6 +105,14 @@ class FirstOrderState(State):
     frames: int = 0
     norm_sum: float = 0.0
 
+    def fault(self) -> str:
+        impossible = {
+            f"rate is {self.rate}": self.rate <= 0,
+            "best_buffers are not like buffers": self.best_buffers.numel()
+            and (self.best_buffers.dtype, self.best_buffers.shape) != (torch.float32, self.buffers.shape),
+        }
+        return super().fault() or next((why for why, holds in impossible.items() if holds), "")
+
 
 class FirstOrder:
     """A first-order method in the middle of a run; subclasses move θ.

@@ -92,6 +92,16 @@ class State:
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         return {name: value for name, value in fields.items() if not isinstance(value, torch.Tensor)}
 
+    def fault(self) -> str:
+        """Why no run can be in this state, which a checkpoint gave, in a few words; empty if one can.
+
+        Types are those of the fields and numbers finite already; subclasses look at what is theirs, too.
+        """
+        for name in ("theta", "buffers"):
+            if getattr(self, name).dtype != torch.float32 or getattr(self, name).dim() != 1:
+                return f"{name} is no vector in float32"
+        return ""
+
 
 class Optimizer(Protocol):
     """An optimiser in the middle of a run."""

@@ -1,9 +1,9 @@
 """A training run: from options to a finished MODEL folder, through checkpoints, on one process or many ranks."""
 
 import math
-import os
 import shutil
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,11 @@ from asr_hf.objective.evaluator import Evaluator
 from asr_hf.objective.local import LocalObjective
 from asr_hf.optimizers.optimizer import Optimizer
 from asr_hf.options import option, require
-from asr_hf.training.checkpoint import restore_latest, write_checkpoint
+from asr_hf.training.checkpoint import checkpoints, restore_latest, write_checkpoint
 from asr_hf.training.corpus import Corpus, load_corpus
 from asr_hf.training.monitor import Monitor
+from asr_hf.training.preemption import Preemption
+from asr_hf.training.run_config import is_finished, save_config
 
 Options = dict[str, Any]  # config group -> its options
 ROUNDING = 1e-9  # of a sum of gradient-equivalents, relative
@@ -32,9 +34,10 @@ class TrainingOptions:
     seed: int = option(0, "seed of initial weights, samples and orders")
     init: str = option("", "MODEL folder to start from instead of random weights; {seed} in it is the seed")
     checkpoint_seconds: float = option(300.0, "seconds between checkpoints within an epoch of a first-order method")
-    keep_checkpoints: int = option(2, "checkpoints that are kept")
+    keep_checkpoints: int = option(2, "last checkpoints that are kept; so is the one with the lowest held-out loss")
     prior_floor: float = option(1e-5, "smallest prior of a pdf: rarer pdfs get this share of the frames")
     bad_share: float = option(0.01, "largest share of utterances that may turn non-finite in an update")
+    requeue_status: int = option(99, "exit status after a scheduler's signal: 99 has SGE queue the job again")
     budget: float = option(0.0, "gradient-equivalents after which the run ends, its last update whole (0: no limit)")
 
     def __post_init__(self) -> None:
@@ -43,6 +46,7 @@ class TrainingOptions:
         require(self.keep_checkpoints >= 1, "training.keep_checkpoints", self.keep_checkpoints, "must be at least 1")
         require(0 < self.prior_floor < 1, "training.prior_floor", self.prior_floor, "must lie in (0, 1)")
         require(0 <= self.bad_share <= 1, "training.bad_share", self.bad_share, "must lie in [0, 1]")
+        require(1 <= self.requeue_status <= 255, "training.requeue_status", self.requeue_status, "must lie in 1 … 255")
         require(self.budget >= 0, "training.budget", self.budget, "must not be negative")
 
 
@@ -53,16 +57,12 @@ class Task:
     options: Options
 
 
-def work(task: object) -> None:
-    """A worker's whole life in a run: build the evaluator and obey the master."""
-    from asr_hf.cluster.ranks import Ranks
-    from asr_hf.cluster.worker import serve
-
+def prepare(task: object) -> tuple[Evaluator, bool]:
+    """A worker's evaluator, and whether the master is dedicated."""
     assert isinstance(task, Task)
     torch.set_num_threads(task.options["cluster"].threads)
-    corpus = load_data(task.options, check=False)
-    _, evaluator = build(task.options, corpus)
-    serve(Ranks(), evaluator, task.options["cluster"].dedicated_master)
+    _, evaluator = build(task.options, load_data(task.options, check=False))
+    return evaluator, task.options["cluster"].dedicated_master
 
 
 def train(run_dir: Path, options: Options, config_yaml: str) -> str:
@@ -78,25 +78,36 @@ def train(run_dir: Path, options: Options, config_yaml: str) -> str:
 
     Raises:
         InputError: bad options or data, or a run folder that belongs to other options.
+        SystemExit: with `training.requeue_status`, a scheduler's signal came (`preemption`).
     """
-    if _is_finished(run_dir, config_yaml, options):
+    with Preemption(options["training"].requeue_status) as preemption:
+        return _train(run_dir, options, config_yaml, preemption)
+
+
+def _train(run_dir: Path, options: Options, config_yaml: str, preemption: Preemption) -> str:
+    if is_finished(run_dir, config_yaml, options):
         return f"{run_dir} is finished already; remove it to train anew"
     torch.set_num_threads(options["cluster"].threads)
     settings: TrainingOptions = options["training"]
-    corpus = load_data(options, check=True)
+    preemption.checkpoint = next(reversed(checkpoints(run_dir / "checkpoints")), None)
+    said: list[str] = []  # by what comes before the line that says whether the run goes on, which shall be the first
+    corpus = load_data(options, check=True, say=said.append)
     model, evaluator = build(options, corpus)
     theta = evaluator.layout.flatten(dict(model.named_parameters())).detach().clone()
     if settings.init:
         theta = _initial(settings.init.replace("{seed}", str(settings.seed)), model, evaluator)
     optimizer: Optimizer = options["optimizer"].start(theta, settings.seed)
     layout = evaluator.layout.to_json()
-    restored = restore_latest(run_dir / "checkpoints", optimizer.state, layout)
+    restored = preemption.checkpoint = restore_latest(
+        run_dir / "checkpoints", optimizer.state, layout, said.append, buffers=evaluator.buffers.size
+    )
     if restored:
-        print(f"resuming {run_dir} after update {optimizer.state.update}, from {restored}", flush=True)
+        said.insert(0, f"resuming {run_dir} after update {optimizer.state.update}, from {restored}")
     else:
-        print(f"starting a new run in {run_dir}", flush=True)
-    _save_config(run_dir, config_yaml)
-    objective, let_go = open_objective(options, evaluator)
+        said.insert(0, f"starting a new run in {run_dir}")
+    print("\n".join(said), flush=True)
+    save_config(run_dir, config_yaml)
+    objective = open_objective(options, evaluator)
     print(
         f"{len(corpus.sets['train'].ids)} utterances, {objective.frames('train'):,} frames; "
         f"held-out {objective.frames('heldout'):,} frames; {corpus.num_pdfs} pdfs; "
@@ -105,8 +116,7 @@ def train(run_dir: Path, options: Options, config_yaml: str) -> str:
     if optimizer.state.buffers.numel():
         objective.set_buffers(optimizer.state.buffers)
     try:
-        _loop(run_dir, objective, optimizer, settings, layout)
-        let_go()  # not after an exception: the workers may wait for something else, and all ranks end then
+        _loop(run_dir, objective, optimizer, settings, layout, preemption)
         _finish(run_dir, model, evaluator, optimizer, options, corpus)
     except OSError as error:
         raise InputError(
@@ -122,13 +132,16 @@ def _loop(
     optimizer: Optimizer,
     settings: TrainingOptions,
     layout: list[dict[str, Any]],
+    preemption: Preemption,
 ) -> None:
     """Update after update, each followed by its row and its checkpoint."""
     monitor = Monitor(run_dir, optimizer.state.update)
     if hasattr(optimizer, "pause_after"):
         optimizer.pause_after = settings.checkpoint_seconds
+        preemption.pause = lambda: setattr(optimizer, "pause_after", 0.0)
     state, account, entered = optimizer.state, objective.account, 0.0
     while not state.finished:
+        preemption.end_if_asked()
         report = optimizer.step(objective)
         if objective.account is not account:  # the same one while an epoch is paused
             account, entered = objective.account, 0.0
@@ -143,14 +156,16 @@ def _loop(
                 )
             if settings.budget and state.spent >= settings.budget * (1 - ROUNDING) and not state.finished:
                 state.finished = f"the budget of {settings.budget:g} gradient-equivalents is spent"
-        write_checkpoint(run_dir / "checkpoints", state, layout, settings.keep_checkpoints)
+        with preemption.deferred():
+            folder = run_dir / "checkpoints"
+            preemption.checkpoint = write_checkpoint(folder, state, layout, settings.keep_checkpoints)
     monitor.close()
 
 
-def load_data(options: Options, check: bool) -> Corpus:
+def load_data(options: Options, check: bool, say: Callable[[str], None] = print) -> Corpus:
     """The corpus of a run; the master checks it and says what it leaves out, workers (`check` False) do neither."""
     frames, sequence = options["model"].frame_model, options["criterion"].sequence
-    return load_corpus(options["corpus"], frames, sequence, check, print if check else lambda line: None)
+    return load_corpus(options["corpus"], frames, sequence, check, say if check else lambda line: None)
 
 
 def build(options: Options, corpus: Corpus) -> tuple[AcousticModel, Evaluator]:
@@ -188,18 +203,16 @@ def _require_states(options: Options, model: AcousticModel) -> None:
     require(bool(states) or not structural, "optimizer.structural", structural, "needs curvature.states")
 
 
-def open_objective(options: Options, evaluator: Evaluator) -> tuple[LocalObjective, Any]:
-    """The objective of this run, and what lets the workers go at its end."""
+def open_objective(options: Options, evaluator: Evaluator) -> LocalObjective:
+    """The objective of this run."""
     bad_share = options["training"].bad_share
     if launched_ranks() == 1:
-        return LocalObjective(evaluator, bad_share), lambda: None
+        return LocalObjective(evaluator, bad_share)
     from asr_hf.cluster.objective import ClusterObjective
-    from asr_hf.cluster.ranks import Ranks
+    from asr_hf.cluster.ranks import all_ranks
 
-    ranks = Ranks()
-    ranks.broadcast_object(Task(options))
-    objective = ClusterObjective(ranks, evaluator, options["cluster"].dedicated_master, bad_share)
-    return objective, objective.stop
+    dedicated = options["cluster"].dedicated_master
+    return ClusterObjective(all_ranks(), Task(options), evaluator, dedicated, bad_share)
 
 
 def _initial(folder: str, model: AcousticModel, evaluator: Evaluator) -> torch.Tensor:
@@ -213,62 +226,6 @@ def _initial(folder: str, model: AcousticModel, evaluator: Evaluator) -> torch.T
             "Give the run the model options of training.init, and criterion.branch only if that had it.",
         )
     return evaluator.layout.flatten(dict(module.named_parameters())).detach().clone()
-
-
-def _is_finished(run_dir: Path, config_yaml: str, options: Options) -> bool:
-    """Whether the run is done already; refuses a folder that was begun with other options (OptionError).
-
-    An option that came later had its value in `before` of the options, or else its default.
-    """
-    from omegaconf import OmegaConf
-
-    saved = run_dir / "config.yaml"
-    if not saved.exists():
-        return False
-    later = {group: {**asdict(type(given)()), **getattr(given, "before", {})} for group, given in options.items()}
-    before, now, assumed = (
-        _compared(each) for each in (OmegaConf.load(saved), OmegaConf.create(config_yaml), OmegaConf.create(later))
-    )
-    changed = list(before.keys() - now.keys())
-    changed += [key for key, value in now.items() if before.get(key, assumed[key]) != value]
-    if changed:
-        raise OptionError(
-            f"{run_dir} was begun with other options: {', '.join(sorted(changed))} differ",
-            "Name another run folder, or remove this one to train anew.",
-        )
-    return (run_dir / "model.json").exists()
-
-
-def _compared(config: Any) -> dict[str, Any]:
-    """Every option of a configuration, flat, without those that do not change results."""
-    from omegaconf import OmegaConf
-
-    flat: dict[str, Any] = {}
-
-    def walk(node: Any, prefix: str) -> None:
-        for key, value in node.items():
-            if isinstance(value, dict):
-                walk(value, f"{prefix}{key}.")
-            else:
-                flat[f"{prefix}{key}"] = value
-
-    walk(OmegaConf.to_container(config), "")
-    free = (
-        "cluster.",
-        "optimizer.preconditioner.sharded",
-        "training.checkpoint_seconds",
-        "training.keep_checkpoints",
-    )
-    return {key: value for key, value in flat.items() if not key.startswith(free)}
-
-
-def _save_config(run_dir: Path, config_yaml: str) -> None:
-    try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        (run_dir / "config.yaml.part").write_text(config_yaml)
-        os.replace(run_dir / "config.yaml.part", run_dir / "config.yaml")
-    except OSError as error:
-        raise InputError(f"run folder {run_dir} cannot be written ({error})", "Make room or name another.") from None
 
 
 def _finish(
