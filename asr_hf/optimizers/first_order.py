@@ -192,7 +192,7 @@ class FirstOrder:
         """Held-out loss, and newbob: halve the rate each epoch once an epoch gains too little, then stop."""
         state, options = self.state, self.options
         before, state.heldout = state.best_heldout, self._heldout(objective)
-        gain = (before - state.heldout) / before if math.isfinite(state.heldout) else -math.inf
+        gain = (before - state.heldout) / (abs(before) or 1.0) if math.isfinite(state.heldout) else -math.inf
         steps = math.ceil(minibatches / options.minibatches_per_step)
         report = StepReport(
             state.update + 1,

@@ -145,7 +145,7 @@ def _fault(state: State, values: dict[str, Any], layout: Layout, buffers: int | 
         value, start = values[name], getattr(state, name)
         fits = _tensor_fits(value, start) if isinstance(start, torch.Tensor) else _scalar_fits(value, field.type, start)
         if not fits:
-            return f"{name} is not what it can be"
+            return f"{name} is of another type or shape, or not finite"
     there = copy.copy(state)
     for name, value in values.items():
         setattr(there, name, value)

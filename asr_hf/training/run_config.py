@@ -71,8 +71,8 @@ def _read(path: Path) -> dict[str, Any]:
         if not isinstance(saved, DictConfig) or not saved:
             raise ValueError("it holds no options")
         return _compared(saved)
-    except (OSError, ValueError, TypeError, RecursionError, YAMLError, OmegaConfBaseException) as error:
-        reason = ", ".join(line.strip() for line in str(error).splitlines()[:2])
+    except (OSError, ValueError, TypeError, AssertionError, RecursionError, YAMLError, OmegaConfBaseException) as error:
+        reason = ", ".join(line.strip() for line in str(error).splitlines()[:2]) or "it is no mapping"
         raise InputError(
             f"{path} cannot be read ({reason})", "Name another run folder, or remove this one to train anew."
         ) from None
