@@ -8,7 +8,7 @@ from asr_hf.data.plan import PURPOSES, SUBSETS, UNITS, Sample
 
 
 class Command(enum.IntEnum):
-    """The commands; after each, every rank sends its share of a sum, save after CLOSE, STOP, BUFFERS and PAIRS.
+    """The commands; after each, every rank sends its share of a sum, save after those from CLOSE on.
 
     After GRADIENT with `squares` there are two vectors: the gradient, then the sum of the minibatches' squares.
     """
@@ -17,11 +17,12 @@ class Command(enum.IntEnum):
     GRADIENT = 2
     LINEARIZE = 3
     PRODUCT = 4
-    CLOSE = 5
-    STOP = 6
-    MOMENTS = 7
-    BUFFERS = 8
-    PAIRS = 9
+    MOMENTS = 5
+    CLOSE = 6
+    BUFFERS = 7
+    PAIRS = 8
+    TASK = 9  # a small object follows, from which workers make their evaluator, unless they have
+    LEAVE = 10
 
 
 class Operation(enum.IntEnum):
@@ -47,7 +48,7 @@ HEADER = np.dtype(
         ("number", np.int64),  # of the command, counted from 1
         ("command", np.int64),
         ("theta_follows", np.int64),
-        ("handle", np.int64),  # number of the LINEARIZE command that a PRODUCT or CLOSE belongs to
+        ("handle", np.int64),  # number of the LINEARIZE command that a PRODUCT or CLOSE belongs to; of a TASK, its own
         ("matrix", np.int64),  # index into the criterion's matrices
         ("structural", np.float64),  # weight of structural damping
         ("grouped", np.int64),

@@ -15,6 +15,7 @@ from asr_hf.models.acoustic import AcousticModel
 from asr_hf.models.saved import load_model, log_prior, save_model
 from asr_hf.objective.evaluator import Evaluator
 from asr_hf.objective.local import LocalObjective
+from asr_hf.objective.objective import UpdateLost
 from asr_hf.optimizers.optimizer import Optimizer
 from asr_hf.options import option, require
 from asr_hf.training.checkpoint import checkpoints, restore_latest, write_checkpoint
@@ -59,10 +60,14 @@ class Task:
 
 def prepare(task: object) -> tuple[Evaluator, bool]:
     """A worker's evaluator, and whether the master is dedicated."""
+    from asr_hf.cluster.ranks import all_ranks
+
     assert isinstance(task, Task)
-    torch.set_num_threads(task.options["cluster"].threads)
+    cluster = task.options["cluster"]
+    all_ranks().watch(cluster)
+    torch.set_num_threads(cluster.threads)
     _, evaluator = build(task.options, load_data(task.options, check=False))
-    return evaluator, task.options["cluster"].dedicated_master
+    return evaluator, cluster.dedicated_master
 
 
 def train(run_dir: Path, options: Options, config_yaml: str) -> str:
@@ -96,13 +101,9 @@ def _train(run_dir: Path, options: Options, config_yaml: str, preemption: Preemp
     theta = evaluator.layout.flatten(dict(model.named_parameters())).detach().clone()
     if settings.init:
         theta = _initial(settings.init.replace("{seed}", str(settings.seed)), model, evaluator)
-    optimizer: Optimizer = options["optimizer"].start(theta, settings.seed)
-    layout = evaluator.layout.to_json()
-    restored = preemption.checkpoint = restore_latest(
-        run_dir / "checkpoints", optimizer.state, layout, said.append, buffers=evaluator.buffers.size
-    )
-    if restored:
-        said.insert(0, f"resuming {run_dir} after update {optimizer.state.update}, from {restored}")
+    optimizer, preemption.checkpoint = _started(run_dir, options, theta, evaluator, said.append)
+    if preemption.checkpoint:
+        said.insert(0, f"resuming {run_dir} after update {optimizer.state.update}, from {preemption.checkpoint}")
     else:
         said.insert(0, f"starting a new run in {run_dir}")
     print("\n".join(said), flush=True)
@@ -113,10 +114,10 @@ def _train(run_dir: Path, options: Options, config_yaml: str, preemption: Preemp
         f"held-out {objective.frames('heldout'):,} frames; {corpus.num_pdfs} pdfs; "
         f"{evaluator.layout.size:,} parameters; {launched_ranks()} ranks\n{optimizer.view()}"
     )
-    if optimizer.state.buffers.numel():
-        objective.set_buffers(optimizer.state.buffers)
     try:
-        _loop(run_dir, objective, optimizer, settings, layout, preemption)
+        while not _loop(run_dir, objective, optimizer, settings, preemption):
+            optimizer, preemption.checkpoint = _started(run_dir, options, theta, evaluator, print)
+            print(f"beginning again after update {optimizer.state.update}", flush=True)
         _finish(run_dir, model, evaluator, optimizer, options, corpus)
     except OSError as error:
         raise InputError(
@@ -126,23 +127,32 @@ def _train(run_dir: Path, options: Options, config_yaml: str, preemption: Preemp
     return f"finished: {optimizer.state.finished}. Model in {run_dir}"
 
 
+def _started(
+    run_dir: Path, options: Options, theta: torch.Tensor, evaluator: Evaluator, say: Callable[[str], None]
+) -> tuple[Optimizer, Path | None]:
+    """The optimiser where the run's last checkpoint left it, and that; or at θ, and None."""
+    optimizer: Optimizer = options["optimizer"].start(theta.clone(), options["training"].seed)
+    folder, layout = run_dir / "checkpoints", evaluator.layout.to_json()
+    return optimizer, restore_latest(folder, optimizer.state, layout, say, buffers=evaluator.buffers.size)
+
+
 def _loop(
-    run_dir: Path,
-    objective: LocalObjective,
-    optimizer: Optimizer,
-    settings: TrainingOptions,
-    layout: list[dict[str, Any]],
-    preemption: Preemption,
-) -> None:
-    """Update after update, each followed by its row and its checkpoint."""
-    monitor = Monitor(run_dir, optimizer.state.update)
+    run_dir: Path, objective: LocalObjective, optimizer: Optimizer, settings: TrainingOptions, preemption: Preemption
+) -> bool:
+    """Update after update, each followed by its row and its checkpoint; False where one was lost with a rank."""
+    monitor, layout = Monitor(run_dir, optimizer.state.update), objective.layout.to_json()
     if hasattr(optimizer, "pause_after"):
         optimizer.pause_after = settings.checkpoint_seconds
         preemption.pause = lambda: setattr(optimizer, "pause_after", 0.0)
     state, account, entered = optimizer.state, objective.account, 0.0
+    if state.buffers.numel():
+        objective.set_buffers(state.buffers)
     while not state.finished:
         preemption.end_if_asked()
-        report = optimizer.step(objective)
+        try:
+            report = optimizer.step(objective)
+        except UpdateLost:
+            return False
         if objective.account is not account:  # the same one while an epoch is paused
             account, entered = objective.account, 0.0
         state.spent += account.gradient_equivalents - entered
@@ -160,6 +170,7 @@ def _loop(
             folder = run_dir / "checkpoints"
             preemption.checkpoint = write_checkpoint(folder, state, layout, settings.keep_checkpoints)
     monitor.close()
+    return True
 
 
 def load_data(options: Options, check: bool, say: Callable[[str], None] = print) -> Corpus:
@@ -211,8 +222,9 @@ def open_objective(options: Options, evaluator: Evaluator) -> LocalObjective:
     from asr_hf.cluster.objective import ClusterObjective
     from asr_hf.cluster.ranks import all_ranks
 
-    dedicated = options["cluster"].dedicated_master
-    return ClusterObjective(all_ranks(), Task(options), evaluator, dedicated, bad_share)
+    ranks, cluster = all_ranks(), options["cluster"]
+    ranks.watch(cluster)
+    return ClusterObjective(ranks, Task(options), evaluator, cluster.dedicated_master, bad_share)
 
 
 def _initial(folder: str, model: AcousticModel, evaluator: Evaluator) -> torch.Tensor:
