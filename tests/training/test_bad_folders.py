@@ -3,6 +3,7 @@
 10,000 examples of each: pytest tests/training/test_bad_folders.py --hypothesis-profile=thorough --timeout=0
 """
 
+import contextlib
 import copy
 import hashlib
 import json
@@ -217,14 +218,17 @@ def test_what_is_wrong_under_a_right_checksum_is_refused_or_harmless(begun: Begu
         save_file(tensors, newest / TENSORS)
     sum_up(newest)
     before = contents(folder)
+    refused = ""
     try:
         optimizer, taken, said = begun.restore(folder)
     except InputError as error:
-        event("of another model")
-        assert f"checkpoint {newest} is of another model or optimiser" in str(error)
-        return
+        refused = str(error)
     finally:
         assert contents(folder) == before
+    if refused:
+        event("of another model")
+        assert f"checkpoint {newest} is of another model or optimiser" in refused
+        return
     if taken != newest:
         event("refused")
         assert holds(optimizer, begun.states[0])
@@ -235,11 +239,8 @@ def test_what_is_wrong_under_a_right_checksum_is_refused_or_harmless(begun: Begu
         assert holds(optimizer, {**tensors, **description["scalars"]})
     if optimizer.state.buffers.numel():
         begun.objective.set_buffers(optimizer.state.buffers)
-    try:
+    with contextlib.suppress(InputError):  # it diverges, and says so
         optimizer.step(begun.objective)
-    except InputError as error:
-        event("said")
-        assert str(error)
 
 
 @pytest.fixture(scope="module")
@@ -266,12 +267,11 @@ def test_a_damaged_config_is_refused_or_equal(run_options, fresh, data: st.DataO
         other = json.dumps(data.draw(JSON)).encode()
     if other is not None:
         (folder / "config.yaml").write_bytes(other)
-    before = contents(folder)
+    before, refused = contents(folder), ""
     try:
-        finished = is_finished(folder, text, options)
-        event("equal")
-        assert not finished
+        assert not is_finished(folder, text, options)
     except InputError as error:
-        event("refused")
-        assert str(folder) in str(error)
+        refused = str(error)
+    event("refused" if refused else "equal")
+    assert not refused or str(folder) in refused
     assert contents(folder) == before
