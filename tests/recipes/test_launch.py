@@ -23,6 +23,7 @@ if [[ -n ${WAITS:-} ]]; then
   touch "$RECORD/up"
   for _ in {1..400}; do sleep 0.05; done
 fi
+[[ -z ${SAYS:-} ]] || echo "$SAYS" >&2
 exit "${STATUS:-0}"
 """
 
@@ -162,6 +163,14 @@ def test_schedulers_queue_a_run_again_that_can_go_on(
     assert found[:4] == ["--hostfile", str(checkout / "hosts"), "-n", "3"]
     assert found[-4:] == ["asr-hf", "train", "run", "a=b"]
     assert recorded(checkout, "qsub") == (["-v", "COMMAND", "scripts/launch/pbs.sh"] if again else [])
+
+
+def test_a_lost_host_is_no_success(launch: Launcher, checkout: Path) -> None:
+    said = "PRTE has lost communication with a remote daemon."  # and mpiexec of Open MPI 5.0.11 then exits with 0
+    process = launch("slurm.sbatch", "asr-hf", "train", SAYS=said, **slurm(checkout))
+    assert said in process.communicate(timeout=20)[1]
+    assert process.returncode == 75
+    assert recorded(checkout, "scontrol") == ["requeue", "77"]
 
 
 def test_slurms_warning_ends_the_run_and_the_job_is_queued_again(launch: Launcher, checkout: Path) -> None:
