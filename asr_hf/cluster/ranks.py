@@ -24,6 +24,7 @@ from asr_hf.data.plan import Sample
 FIRST_SLEEP = 10e-6
 LONGEST_SLEEP = 2e-3
 LARGEST_MESSAGE = 1 << 28  # bytes
+DETECTION = 10.0  # seconds in which MPI knows of a death that made a collective fail
 LOST = (MPI.ERR_PROC_FAILED, MPI.ERR_PROC_FAILED_PENDING, MPI.ERR_REVOKED)
 
 
@@ -125,9 +126,20 @@ class Ranks:
             try:
                 yield
             except MPI.Exception as error:
-                if error.Get_error_class() not in LOST:
-                    raise
-                raise RankLost from error
+                if self._is_loss(error):
+                    raise RankLost from error
+                raise
+
+    def _is_loss(self, error: MPI.Exception) -> bool:
+        """Whether a rank's death is behind an error; a collective that was half done says ERR_OTHER at first."""
+        until = time.monotonic() + DETECTION
+        while error.Get_error_class() not in LOST:
+            if not tolerant() or time.monotonic() > until:
+                return False
+            if self.comm.Is_revoked() or self.comm.Get_failed().Get_size():
+                return True
+            time.sleep(LONGEST_SLEEP)
+        return True
 
     def meet(self) -> None:
         """Wait, asleep, until every rank is here, so that the collective that follows does not spin."""
