@@ -17,7 +17,7 @@ from asr_hf.curvature.precision import Precision
 from asr_hf.data.plan import Sample
 from asr_hf.objective.evaluator import Evaluator, Share
 from asr_hf.objective.local import LocalObjective
-from asr_hf.objective.objective import Matrix, UpdateLost
+from asr_hf.objective.objective import Matrix, OutOfMemory, UpdateLost
 from asr_hf.solvers.pairs import PairStore
 
 Result = TypeVar("Result")
@@ -157,6 +157,10 @@ class ClusterObjective(LocalObjective):
         """Account for every rank's work; what the master did not compute was communication and waiting."""
         for rank, (frames, seconds, *_) in zip(self.ranks.members, work, strict=True):
             self.account.worked(rank, int(frames), float(seconds))
+        if work[:, 4].any():
+            self._in_command = False  # it was done to its end
+            where = ", ".join(str(self.ranks.peers[self.ranks.members[int(at)]]) for at in work[:, 4].nonzero()[0])
+            raise OutOfMemory(f"out of memory: {where}")
         self.account.seconds["communication"] += max(0.0, elapsed - float(work[0, 1]))
 
     def _losses(self, theta_N: torch.Tensor, sample: Sample) -> Share:

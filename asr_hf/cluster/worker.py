@@ -49,44 +49,73 @@ class Station:
         self, header: np.ndarray, theta_N: torch.Tensor, sample: Sample, left_out: frozenset[int]
     ) -> tuple[Share, np.ndarray]:
         """This rank's share of a command on a sample, summed into the master's, who sees all ranks' work."""
-        begin, which, recomputed = time.perf_counter(), self.dealt(sample), 0
-        command = Command(int(header["command"][0]))
-        if command is Command.LOSS:
-            share = self.evaluator.losses(theta_N, sample, which, left_out)
-        elif command is Command.GRADIENT:
-            asked = bool(header["batch_statistics"][0]), bool(header["squares"][0])
-            share = self.evaluator.gradient(theta_N, sample, which, left_out, *asked)
-        elif command is Command.MOMENTS:
-            share = self.evaluator.batch_moments(theta_N, sample, which, left_out)
-        else:
-            precision = PRECISIONS[int(header["precision"][0])]
-            share, self._open = self.evaluator.linearize(theta_N, sample, which, left_out, precision)
-            self._handle = int(header["number"][0])
-            recomputed = self._open.minibatches - self._open.kept
-        work = self._report(int(share.frames.sum()), time.perf_counter() - begin, len(share.bad), recomputed)
+        begin, which = time.perf_counter(), self.dealt(sample)
+        try:
+            share, exhausted = self._share(header, theta_N, sample, which, left_out), False
+        except torch.OutOfMemoryError:
+            share, exhausted = self._share(header, theta_N, sample, [], left_out), True
+        recomputed = self._open.minibatches - self._open.kept if self._open else 0
+        work = self._report(int(share.frames.sum()), time.perf_counter() - begin, len(share.bad), recomputed, exhausted)
         self.ranks.sum_to_master(share.values)
         self.ranks.sum_to_master(share.frames)
         for vector in (share.vector, share.squares):
             if vector is not None:
-                self.ranks.sum_to_master(vector.cpu().numpy())
+                self._sum(vector)
         return share, work
+
+    def _share(
+        self,
+        header: np.ndarray,
+        theta_N: torch.Tensor,
+        sample: Sample,
+        which: Sequence[int],
+        left_out: frozenset[int],
+    ) -> Share:
+        command = Command(int(header["command"][0]))
+        if command is Command.LOSS:
+            return self.evaluator.losses(theta_N, sample, which, left_out)
+        if command is Command.GRADIENT:
+            asked = bool(header["batch_statistics"][0]), bool(header["squares"][0])
+            return self.evaluator.gradient(theta_N, sample, which, left_out, *asked)
+        if command is Command.MOMENTS:
+            return self.evaluator.batch_moments(theta_N, sample, which, left_out)
+        self.close()  # before the next needs its memory
+        precision = PRECISIONS[int(header["precision"][0])]
+        share, self._open = self.evaluator.linearize(theta_N, sample, which, left_out, precision)
+        self._handle = int(header["number"][0])
+        return share
 
     def product(self, handle: int, v_N: torch.Tensor, matrix: Matrix) -> tuple[torch.Tensor, np.ndarray]:
         """This rank's share of a product on the open linearisation, summed into the master's (float64)."""
         if self._open is None or handle != self._handle:
             raise RuntimeError(f"product on linearisation {handle}, but {self._handle or 'none'} is open")
         begin = time.perf_counter()
-        product = self._open.product(v_N, matrix)
-        work = self._report(self._open.frames, time.perf_counter() - begin)
-        self.ranks.sum_to_master(product.cpu().numpy())
+        try:
+            product, exhausted = self._open.product(v_N, matrix), False
+        except torch.OutOfMemoryError:
+            product, exhausted = torch.zeros_like(v_N, dtype=torch.float64), True
+        work = self._report(self._open.frames, time.perf_counter() - begin, exhausted=exhausted)
+        self._sum(product)
         return product, work
+
+    def _sum(self, vector: torch.Tensor) -> None:
+        """Sum a float64 vector of any device into the master's."""
+        staged = vector.cpu()
+        self.ranks.sum_to_master(staged.numpy())
+        if staged is not vector and self.ranks.rank == 0:
+            vector.copy_(staged)
 
     def close(self) -> None:
         self._open, self._handle = None, 0
 
-    def _report(self, frames: int, seconds: float, bad: int = 0, recomputed: int = 0) -> np.ndarray:
-        """(ranks, 4) on the master: frames, seconds, bad utterances and minibatches beyond the budget of every rank."""
-        return self.ranks.gather_to_master(np.array([frames, seconds, bad, recomputed], dtype=np.float64))
+    def _report(
+        self, frames: int, seconds: float, bad: int = 0, recomputed: int = 0, exhausted: bool = False
+    ) -> np.ndarray:
+        """(ranks, 5) on the master, of every rank.
+
+        Frames, seconds, bad utterances, minibatches beyond the byte budget, and whether its memory was exhausted.
+        """
+        return self.ranks.gather_to_master(np.array([frames, seconds, bad, recomputed, exhausted], dtype=np.float64))
 
 
 class Worker:

@@ -156,8 +156,9 @@ class FirstOrder:
             state.best_buffers = state.buffers.clone()
         epoch = self._epoch(objective, 0, 0)
         count = objective.minibatches(epoch)
+        a_step = self.options.minibatches_per_step << state.halvings  # as many frames, however small minibatches are
         while state.position < count:
-            self._one_step(objective, min(self.options.minibatches_per_step, count - state.position))
+            self._one_step(objective, min(a_step, count - state.position))
             if time.perf_counter() - begin > self.pause_after and state.position < count:
                 self._elapsed += time.perf_counter() - begin
                 return None
@@ -193,7 +194,7 @@ class FirstOrder:
         state, options = self.state, self.options
         before, state.heldout = state.best_heldout, self._heldout(objective)
         gain = (before - state.heldout) / (abs(before) or 1.0) if math.isfinite(state.heldout) else -math.inf
-        steps = math.ceil(minibatches / options.minibatches_per_step)
+        steps = math.ceil(minibatches / (options.minibatches_per_step << state.halvings))
         report = StepReport(
             state.update + 1,
             gain > 0,

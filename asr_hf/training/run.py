@@ -9,14 +9,15 @@ from typing import Any
 
 import torch
 
+from asr_hf.cluster.device import chosen_device
 from asr_hf.cluster.launch import launched_ranks
 from asr_hf.errors import Diverged, InputError, OptionError
 from asr_hf.models.acoustic import AcousticModel
 from asr_hf.models.saved import load_model, log_prior, save_model
 from asr_hf.objective.evaluator import Evaluator
 from asr_hf.objective.local import LocalObjective
-from asr_hf.objective.objective import UpdateLost
-from asr_hf.optimizers.optimizer import Optimizer
+from asr_hf.objective.objective import OutOfMemory, UpdateLost
+from asr_hf.optimizers.optimizer import Optimizer, State
 from asr_hf.options import option, require
 from asr_hf.training.checkpoint import checkpoints, restore_latest, write_checkpoint
 from asr_hf.training.corpus import Corpus, load_corpus
@@ -25,6 +26,7 @@ from asr_hf.training.preemption import Preemption
 from asr_hf.training.run_config import is_finished, save_config
 
 Options = dict[str, Any]  # config group -> its options
+MOST_HALVINGS = 6  # of minibatches, for devices with too little memory
 ROUNDING = 1e-9  # of a sum of gradient-equivalents, relative
 
 
@@ -100,7 +102,7 @@ def _train(run_dir: Path, options: Options, config_yaml: str, preemption: Preemp
     model, evaluator = build(options, corpus)
     theta = evaluator.layout.flatten(dict(model.named_parameters())).detach().clone()
     if settings.init:
-        theta = _initial(settings.init.replace("{seed}", str(settings.seed)), model, evaluator)
+        theta = _initial(settings.init.replace("{seed}", str(settings.seed)), evaluator).to(evaluator.device)
     optimizer, preemption.checkpoint = _started(run_dir, options, theta, evaluator, said.append)
     if preemption.checkpoint:
         said.insert(0, f"resuming {run_dir} after update {optimizer.state.update}, from {preemption.checkpoint}")
@@ -116,7 +118,9 @@ def _train(run_dir: Path, options: Options, config_yaml: str, preemption: Preemp
     )
     try:
         while not _loop(run_dir, objective, optimizer, settings, preemption):
+            halvings = objective.halvings
             optimizer, preemption.checkpoint = _started(run_dir, options, theta, evaluator, print)
+            _halve(optimizer.state, halvings)
             print(f"beginning again after update {optimizer.state.update}", flush=True)
         _finish(run_dir, model, evaluator, optimizer, options, corpus)
     except OSError as error:
@@ -133,18 +137,28 @@ def _started(
     """The optimiser where the run's last checkpoint left it, and that; or at θ, and None."""
     optimizer: Optimizer = options["optimizer"].start(theta.clone(), options["training"].seed)
     folder, layout = run_dir / "checkpoints", evaluator.layout.to_json()
-    return optimizer, restore_latest(folder, optimizer.state, layout, say, buffers=evaluator.buffers.size)
+    restored = restore_latest(folder, optimizer.state, layout, say, buffers=evaluator.buffers.size)
+    optimizer.state.move(evaluator.device)
+    return optimizer, restored
+
+
+def _halve(state: State, halvings: int) -> None:
+    """Let minibatches be so much smaller; an epoch in work is at the same frame of its plan."""
+    if hasattr(state, "position"):
+        state.position <<= halvings - state.halvings
+    state.halvings = halvings
 
 
 def _loop(
     run_dir: Path, objective: LocalObjective, optimizer: Optimizer, settings: TrainingOptions, preemption: Preemption
 ) -> bool:
-    """Update after update, each followed by its row and its checkpoint; False where one was lost with a rank."""
+    """Update after update, each followed by its row and its checkpoint; False where one must begin again."""
     monitor, layout = Monitor(run_dir, optimizer.state.update), objective.layout.to_json()
     if hasattr(optimizer, "pause_after"):
         optimizer.pause_after = settings.checkpoint_seconds
         preemption.pause = lambda: setattr(optimizer, "pause_after", 0.0)
     state, account, entered = optimizer.state, objective.account, 0.0
+    objective.halvings = state.halvings
     if state.buffers.numel():
         objective.set_buffers(state.buffers)
     while not state.finished:
@@ -152,6 +166,15 @@ def _loop(
         try:
             report = optimizer.step(objective)
         except UpdateLost:
+            return False
+        except OutOfMemory as error:
+            if objective.halvings == MOST_HALVINGS:
+                raise InputError(
+                    f"{error}, though minibatches have 2^-{MOST_HALVINGS} of their frames",
+                    "Lower curvature.budget_gib, or take a smaller model.",
+                ) from None
+            objective.halvings += 1
+            print(f"{error}; minibatches have 2^-{objective.halvings} of the frames from now on", flush=True)
             return False
         if objective.account is not account:  # the same one while an epoch is paused
             account, entered = objective.account, 0.0
@@ -200,7 +223,8 @@ def build(options: Options, corpus: Corpus) -> tuple[AcousticModel, Evaluator]:
             corpus.timed or not chunk, f"{name}.chunk", chunk,
             f"must be 0: {corpus.hmm} is a flat start, whose labels have no times",
         )  # fmt: skip
-    evaluator = Evaluator(model, criterion, corpus.sets, torch.device("cpu"), curvature)
+    device = chosen_device(options["cluster"].device)
+    evaluator = Evaluator(model, criterion, corpus.sets, device, curvature)
     if hasattr(options["optimizer"], "require_fit"):
         options["optimizer"].require_fit(evaluator.layout, criterion)
     return model, evaluator
@@ -227,7 +251,7 @@ def open_objective(options: Options, evaluator: Evaluator) -> LocalObjective:
     return ClusterObjective(ranks, Task(options), evaluator, cluster.dedicated_master, bad_share)
 
 
-def _initial(folder: str, model: AcousticModel, evaluator: Evaluator) -> torch.Tensor:
+def _initial(folder: str, evaluator: Evaluator) -> torch.Tensor:
     """θ of a finished model of the same layout."""
     from asr_hf.objective.layout import Layout
 
