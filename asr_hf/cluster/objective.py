@@ -10,9 +10,9 @@ import numpy as np
 import torch
 
 from asr_hf.cluster.pairs import ShardedPairs, Slice
-from asr_hf.cluster.protocol import Command, Operation, write_groups
+from asr_hf.cluster.protocol import PRECISIONS, Command, Operation, write_groups
 from asr_hf.cluster.ranks import RankLost, Ranks
-from asr_hf.cluster.worker import PRECISIONS, Station
+from asr_hf.cluster.worker import Station
 from asr_hf.curvature.precision import Precision
 from asr_hf.data.plan import Sample
 from asr_hf.objective.evaluator import Evaluator, Share

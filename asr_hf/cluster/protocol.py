@@ -3,7 +3,9 @@
 import enum
 
 import numpy as np
+import torch
 
+from asr_hf.curvature.precision import Precision
 from asr_hf.data.plan import PURPOSES, SUBSETS, UNITS, Sample
 
 
@@ -40,6 +42,10 @@ class Operation(enum.IntEnum):
     RESTORE = 10  # size: N; rows: pairs, of which each s and y is scattered
     DROP = 11
 
+
+PRECISIONS = tuple(Precision)  # as numbered here
+DTYPES = (torch.float32, torch.bfloat16, torch.float64)  # of stores
+LARGEST = 2**53
 
 # What follows a header: θ (theta_follows), utterances (left_out), buffers (BUFFERS); after PRODUCT the group of every
 # block of the layout (grouped), −1 for none, and v.
@@ -82,6 +88,43 @@ HEADER = np.dtype(
 NUMBERS = (
     *("share", "minibatch_frames", "whole_utterances", "seed", "update", "first", "count", "chunk", "masks", "shift"),
 )
+
+
+LARGEST_OF = {  # of fields that are no plain counts
+    "command": max(Command),
+    "operation": max(Operation),
+    "rows": 1 << 20,
+    "subset": len(SUBSETS) - 1,
+    "unit": len(UNITS) - 1,
+    "purpose": len(PURPOSES) - 1,
+    "dtype": len(DTYPES) - 1,
+    "precision": len(PRECISIONS) - 1,
+}
+FLAGS = ("theta_follows", "grouped", "batch_statistics", "squares", "whole_utterances")
+REALS = ("structural", "share", "change")
+SAMPLED = (Command.LOSS, Command.GRADIENT, Command.LINEARIZE, Command.MOMENTS)
+
+
+class CommandError(Exception):
+    """A record that no master of this protocol sends."""
+
+
+def check(record: np.void) -> None:
+    """Refuse a record with a field that cannot be (CommandError names it); what it is about may still not exist."""
+    for name in record.dtype.names or ():
+        value = record[name]
+        least = 1 if name in ("number", "command") else 0
+        most = LARGEST_OF.get(name, 1 if name in FLAGS else LARGEST)
+        if name in REALS and not np.isfinite(value):
+            raise CommandError(f"its {name} is {value}")
+        if name not in REALS and not least <= value <= most:
+            raise CommandError(f"its {name} is {value}, not {least} to {most}")
+    if record["command"] in SAMPLED and not (0 < record["share"] <= 1 and record["minibatch_frames"] >= 1):
+        raise CommandError(
+            f"its sample has share {record['share']} and {record['minibatch_frames']} frames a minibatch"
+        )
+    if record["command"] == Command.PAIRS and record["operation"] == 0:
+        raise CommandError("its operation is 0")
 
 
 def write_groups(groups: tuple[tuple[str, ...], ...], blocks: tuple[str, ...]) -> np.ndarray:

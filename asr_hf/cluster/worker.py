@@ -7,15 +7,12 @@ import numpy as np
 import torch
 
 from asr_hf.cluster.pairs import Shelf
-from asr_hf.cluster.protocol import HEADER, Command, read_groups, read_sample
+from asr_hf.cluster.protocol import HEADER, PRECISIONS, Command, CommandError, check, read_groups, read_sample
 from asr_hf.cluster.ranks import RankLost, Ranks
-from asr_hf.curvature.precision import Precision
 from asr_hf.data.plan import Sample, deal
 from asr_hf.objective.evaluator import Evaluator, Share
 from asr_hf.objective.linearisation import LocalLinearisation
 from asr_hf.objective.objective import Matrix
-
-PRECISIONS = tuple(Precision)  # as numbered in the protocol
 
 
 class Station:
@@ -88,7 +85,7 @@ class Station:
     def product(self, handle: int, v_N: torch.Tensor, matrix: Matrix) -> tuple[torch.Tensor, np.ndarray]:
         """This rank's share of a product on the open linearisation, summed into the master's (float64)."""
         if self._open is None or handle != self._handle:
-            raise RuntimeError(f"product on linearisation {handle}, but {self._handle or 'none'} is open")
+            raise CommandError(f"it is about linearisation {handle}, but {self._handle or 'none'} is open")
         begin = time.perf_counter()
         try:
             product, exhausted = self._open.product(v_N, matrix), False
@@ -148,9 +145,14 @@ class Worker:
         header = np.zeros(1, dtype=HEADER)
         self.ranks.broadcast(header)
         record = header[0]
+        check(record)
         command, number = Command(int(record["command"])), int(record["number"])
         if self._expected not in (None, number):
-            raise RuntimeError(f"rank {self.ranks.rank} got command {number} and expected {self._expected}")
+            raise CommandError(f"it has number {number}, not {self._expected}")
+        if not self._task and command not in (Command.TASK, Command.LEAVE):
+            raise CommandError(f"{command.name} came before a task")
+        if command is Command.PAIRS and record["size"] not in (0, self._station.evaluator.layout.size):
+            raise CommandError(f"its vectors have {record['size']} elements")
         self._expected = number + 1
         if command is Command.LEAVE:
             return False
@@ -160,7 +162,10 @@ class Worker:
         elif command is Command.CLOSE:
             self._station.close()
         elif command is Command.PAIRS:
-            self._shelf.obey(record)
+            try:
+                self._shelf.obey(record)
+            except (ValueError, IndexError, RuntimeError) as error:
+                raise CommandError(f"store {record['store']}: {error}") from error
         elif command is Command.BUFFERS:
             self.ranks.broadcast(self._buffers)
             self._station.evaluator.set_buffers(self._tensor(self._buffers))
@@ -190,19 +195,25 @@ class Worker:
             self.ranks.broadcast(group_of)
             groups = read_groups(group_of, evaluator.layout.blocks)
         self.ranks.broadcast(self._vector)
-        name = evaluator.criterion.matrices[int(record["matrix"])]
+        matrices, index = evaluator.criterion.matrices, int(record["matrix"])
+        if index >= len(matrices):
+            raise CommandError(f"its matrix is {index}, of {len(matrices)}")
+        name = matrices[index]
         matrix = Matrix(name, float(record["structural"]), groups)
         self._station.product(int(record["handle"]), self._tensor(self._vector), matrix)
 
     def _evaluate(self, header: np.ndarray) -> None:
-        record = header[0]
+        record, station = header[0], self._station
+        utterances = len(station.evaluator.sets["train"].ids)
+        if record["left_out"] > utterances:
+            raise CommandError(f"it leaves out {record['left_out']} of {utterances} utterances")
         left_out = np.zeros(int(record["left_out"]), dtype=np.int64)
         if len(left_out):
             self.ranks.broadcast(left_out)
         if record["theta_follows"]:
             self.ranks.broadcast(self._theta)
         theta_N = self._tensor(self._theta.copy())
-        share, _ = self._station.evaluate(header, theta_N, read_sample(header), frozenset(left_out.tolist()))
+        share, _ = station.evaluate(header, theta_N, read_sample(header), frozenset(left_out.tolist()))
         if self.ranks.broadcast_flag():
             self.ranks.gather_objects(share.bad)
 

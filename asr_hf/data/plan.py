@@ -120,7 +120,7 @@ def _draw(frames: np.ndarray, share: float, generator: np.random.Generator) -> n
     """Indices drawn without replacement, in random order, until their frames reach the share of the whole."""
     order = generator.permutation(len(frames))
     reached = np.cumsum(frames[order])
-    count = int(np.searchsorted(reached, share * reached[-1])) + 1
+    count = int(np.searchsorted(reached, share * frames.sum())) + 1
     return order[: min(count, len(order))]
 
 
