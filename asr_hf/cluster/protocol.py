@@ -94,6 +94,7 @@ LARGEST_OF = {  # of fields that are no plain counts
     "command": max(Command),
     "operation": max(Operation),
     "rows": 1 << 20,
+    "size": 1 << 40,
     "subset": len(SUBSETS) - 1,
     "unit": len(UNITS) - 1,
     "purpose": len(PURPOSES) - 1,

@@ -153,7 +153,8 @@ def test_a_wrong_stream_is_refused_by_name(script: list[np.ndarray]) -> None:
         (2, "command", 77, "command is 77"), (3, "number", 9, "number 9, not 4"), (3, "share", float("nan"), "share"),
         (3, "unit", 9, "unit is 9"), (3, "minibatch_frames", 0, "0 frames a minibatch"), (3, "left_out", 4, "4 of 3"),
         (5, "handle", 4, "linearisation 4, but 5"), (5, "matrix", 2, "matrix is 2"), (7, "store", 2, "no store 2"),
-        (7, "size", 5, "5 elements"), (4, "precision", -1, "precision is -1"), (7, "operation", 0, "operation is 0"),
+        (7, "size", 2**41, "size is 2199023255552"), (4, "precision", -1, "precision is -1"),
+        (7, "operation", 0, "operation is 0"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_said(place: int, field: str, value: float, said: str) -> None:
