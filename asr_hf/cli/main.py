@@ -32,6 +32,7 @@ COMMANDS = {
     "score": "word error rate with confidence interval, per speaker and confusions",
     "results": "collect scores into results.json and the table of RESULTS.md",
     "compare": "compare optimisers at equal cost: tuning trials, several seeds, plots, word error rates",
+    "doctor": "examine MPI, threads, GPUs, data and the links between ranks, and say what to mend",
     "bench": "measure curvature products on this machine beside gradients and other libraries",
 }
 
@@ -78,7 +79,7 @@ def run(argv: list[str]) -> None:
         return
     if argv[0] not in COMMANDS:
         raise InputError(f"unknown command '{argv[0]}'", "asr-hf --help lists the commands.")
-    if launched_ranks() > 1 and argv[0] != "train":
+    if launched_ranks() > 1 and argv[0] not in ("train", "doctor"):
         raise InputError(
             f"asr-hf {argv[0]} runs on one process", "Start it without mpiexec; --jobs N makes it parallel."
         )
@@ -104,10 +105,10 @@ def main() -> None:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # one thread per rank or job: two on contended cores are slower
     os.environ.setdefault("MKL_NUM_THREADS", os.environ["OMP_NUM_THREADS"])
     argv = sys.argv[1:]
-    if launched_ranks() > 1:
-        from asr_hf.training.run import work
+    if launched_ranks() > 1 and argv[:1] != ["doctor"]:  # which examines the launch itself, on every rank
+        from asr_hf.training.run import prepare
 
-        run_on_ranks(lambda: run(argv), work)
+        run_on_ranks(lambda: run(argv), prepare)
         return
     try:
         run(argv)

@@ -1,4 +1,4 @@
-"""Entry of a process that mpiexec started: the master runs the command, the others wait for work.
+"""Entry of a process that mpiexec started: the master runs the command, the others obey it.
 
 An exception on any rank ends the whole run with that rank's traceback; bad input ends it with exit status 2.
 """
@@ -7,8 +7,12 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from asr_hf.errors import InputError
+
+if TYPE_CHECKING:
+    from asr_hf.objective.evaluator import Evaluator
 
 
 def launched_ranks() -> int:
@@ -19,23 +23,28 @@ def launched_ranks() -> int:
     return 1
 
 
-def run_on_ranks(master: Callable[[], None], worker: Callable[[object], None]) -> None:
-    """Run `master()` on rank 0 and, on every other rank, `worker(task)` for each task that the master hands out.
+def run_on_ranks(master: Callable[[], None], prepare: Callable[[object], tuple["Evaluator", bool]]) -> None:
+    """Run `master()` on rank 0; the other ranks obey the objectives that it opens until it ends.
 
-    The master hands out a task with `ranks.broadcast_object(task)`; None, which is sent here at its end, lets them go.
+    Args:
+        master: the command.
+        prepare: makes, on a worker, of the task that the master opened an objective with the evaluator of that, and
+            says whether the master is dedicated.
     """
     from mpi4py import MPI
 
-    from asr_hf.cluster.ranks import Ranks
+    from asr_hf.cluster.ranks import all_ranks
+    from asr_hf.cluster.signals import leave_signals_to_master
+    from asr_hf.cluster.worker import Worker
 
-    ranks = Ranks()
+    ranks = all_ranks()
     try:
         if ranks.rank == 0:
             master()
-            ranks.broadcast_object(None)
+            ranks.dismiss()
         else:
-            while (task := ranks.broadcast_object()) is not None:
-                worker(task)
+            leave_signals_to_master()
+            Worker(ranks, prepare).serve()
     except InputError as error:
         print(f"asr-hf: error{_where(ranks.rank)}: {error}", file=sys.stderr, flush=True)
         MPI.COMM_WORLD.Abort(2)
@@ -44,7 +53,7 @@ def run_on_ranks(master: Callable[[], None], worker: Callable[[object], None]) -
         if code:
             sys.stderr.flush()
             MPI.COMM_WORLD.Abort(code)
-        ranks.broadcast_object(None)
+        ranks.dismiss()
     except BaseException:
         print(f"asr-hf: rank {ranks.rank} of {ranks.size} failed:", file=sys.stderr)
         traceback.print_exc()

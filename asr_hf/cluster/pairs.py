@@ -14,12 +14,10 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from asr_hf.cluster.protocol import Operation
+from asr_hf.cluster.protocol import DTYPES, CommandError, Operation
 from asr_hf.cluster.ranks import Ranks
 from asr_hf.solvers.pairs import Pairs, curved, in_order
 from asr_hf.solvers.vectors import BLOCK
-
-DTYPES = (torch.float32, torch.bfloat16, torch.float64)  # of storage, as numbered in the protocol
 
 
 def cuts(size: int, ranks: int, reserved: int) -> list[int]:
@@ -164,7 +162,9 @@ class Shelf:
             dtype = DTYPES[int(record["dtype"])]
             self._slices[store] = Slice(self._ranks, self._reserved, rows, dtype, self._device)
             return
-        held = self._slices[store]
+        held = self._slices.get(store)
+        if held is None:
+            raise CommandError(f"there is no store {store}")
         match operation:
             case Operation.APPEND:
                 held.append(size)

@@ -3,12 +3,14 @@
 import enum
 
 import numpy as np
+import torch
 
+from asr_hf.curvature.precision import Precision
 from asr_hf.data.plan import PURPOSES, SUBSETS, UNITS, Sample
 
 
 class Command(enum.IntEnum):
-    """The commands; after each, every rank sends its share of a sum, save after CLOSE, STOP, BUFFERS and PAIRS.
+    """The commands; after each, every rank sends its share of a sum, save after those from CLOSE on.
 
     After GRADIENT with `squares` there are two vectors: the gradient, then the sum of the minibatches' squares.
     """
@@ -17,11 +19,12 @@ class Command(enum.IntEnum):
     GRADIENT = 2
     LINEARIZE = 3
     PRODUCT = 4
-    CLOSE = 5
-    STOP = 6
-    MOMENTS = 7
-    BUFFERS = 8
-    PAIRS = 9
+    MOMENTS = 5
+    CLOSE = 6
+    BUFFERS = 7
+    PAIRS = 8
+    TASK = 9  # a small object follows, from which workers make their evaluator, unless they have
+    LEAVE = 10
 
 
 class Operation(enum.IntEnum):
@@ -40,6 +43,10 @@ class Operation(enum.IntEnum):
     DROP = 11
 
 
+PRECISIONS = tuple(Precision)  # as numbered here
+DTYPES = (torch.float32, torch.bfloat16, torch.float64)  # of stores
+LARGEST = 2**53
+
 # What follows a header: θ (theta_follows), utterances (left_out), buffers (BUFFERS); after PRODUCT the group of every
 # block of the layout (grouped), −1 for none, and v.
 HEADER = np.dtype(
@@ -47,7 +54,7 @@ HEADER = np.dtype(
         ("number", np.int64),  # of the command, counted from 1
         ("command", np.int64),
         ("theta_follows", np.int64),
-        ("handle", np.int64),  # number of the LINEARIZE command that a PRODUCT or CLOSE belongs to
+        ("handle", np.int64),  # number of the LINEARIZE command that a PRODUCT or CLOSE belongs to; of a TASK, its own
         ("matrix", np.int64),  # index into the criterion's matrices
         ("structural", np.float64),  # weight of structural damping
         ("grouped", np.int64),
@@ -81,6 +88,44 @@ HEADER = np.dtype(
 NUMBERS = (
     *("share", "minibatch_frames", "whole_utterances", "seed", "update", "first", "count", "chunk", "masks", "shift"),
 )
+
+
+LARGEST_OF = {  # of fields that are no plain counts
+    "command": max(Command),
+    "operation": max(Operation),
+    "rows": 1 << 20,
+    "size": 1 << 40,
+    "subset": len(SUBSETS) - 1,
+    "unit": len(UNITS) - 1,
+    "purpose": len(PURPOSES) - 1,
+    "dtype": len(DTYPES) - 1,
+    "precision": len(PRECISIONS) - 1,
+}
+FLAGS = ("theta_follows", "grouped", "batch_statistics", "squares", "whole_utterances")
+REALS = ("structural", "share", "change")
+SAMPLED = (Command.LOSS, Command.GRADIENT, Command.LINEARIZE, Command.MOMENTS)
+
+
+class CommandError(Exception):
+    """A record that no master of this protocol sends."""
+
+
+def check(record: np.void) -> None:
+    """Refuse a record with a field that cannot be (CommandError names it); what it is about may still not exist."""
+    for name in record.dtype.names or ():
+        value = record[name]
+        least = 1 if name in ("number", "command") else 0
+        most = LARGEST_OF.get(name, 1 if name in FLAGS else LARGEST)
+        if name in REALS and not np.isfinite(value):
+            raise CommandError(f"its {name} is {value}")
+        if name not in REALS and not least <= value <= most:
+            raise CommandError(f"its {name} is {value}, not {least} to {most}")
+    if record["command"] in SAMPLED and not (0 < record["share"] <= 1 and record["minibatch_frames"] >= 1):
+        raise CommandError(
+            f"its sample has share {record['share']} and {record['minibatch_frames']} frames a minibatch"
+        )
+    if record["command"] == Command.PAIRS and record["operation"] == 0:
+        raise CommandError("its operation is 0")
 
 
 def write_groups(groups: tuple[tuple[str, ...], ...], blocks: tuple[str, ...]) -> np.ndarray:

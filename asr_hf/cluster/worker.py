@@ -7,15 +7,12 @@ import numpy as np
 import torch
 
 from asr_hf.cluster.pairs import Shelf
-from asr_hf.cluster.protocol import HEADER, Command, read_groups, read_sample
-from asr_hf.cluster.ranks import Ranks
-from asr_hf.curvature.precision import Precision
+from asr_hf.cluster.protocol import HEADER, PRECISIONS, Command, CommandError, check, read_groups, read_sample
+from asr_hf.cluster.ranks import RankLost, Ranks
 from asr_hf.data.plan import Sample, deal
 from asr_hf.objective.evaluator import Evaluator, Share
 from asr_hf.objective.linearisation import LocalLinearisation
 from asr_hf.objective.objective import Matrix
-
-PRECISIONS = tuple(Precision)  # as numbered in the protocol
 
 
 class Station:
@@ -30,9 +27,14 @@ class Station:
     def __init__(self, ranks: Ranks, evaluator: Evaluator, dedicated_master: bool) -> None:
         self.ranks = ranks
         self.evaluator = evaluator
-        self.reserved = 1 if dedicated_master and ranks.size > 1 else 0  # ranks, from the master on, that hold nothing
+        self._dedicated = dedicated_master
         self._open: LocalLinearisation | None = None
         self._handle = 0
+
+    @property
+    def reserved(self) -> int:
+        """Ranks, from the master on, that hold nothing."""
+        return 1 if self._dedicated and self.ranks.size > 1 else 0
 
     def dealt(self, sample: Sample) -> Sequence[int]:
         """Indices of the sample's minibatches that are this rank's."""
@@ -44,91 +46,174 @@ class Station:
         self, header: np.ndarray, theta_N: torch.Tensor, sample: Sample, left_out: frozenset[int]
     ) -> tuple[Share, np.ndarray]:
         """This rank's share of a command on a sample, summed into the master's, who sees all ranks' work."""
-        begin, which, recomputed = time.perf_counter(), self.dealt(sample), 0
-        command = Command(int(header["command"][0]))
-        if command is Command.LOSS:
-            share = self.evaluator.losses(theta_N, sample, which, left_out)
-        elif command is Command.GRADIENT:
-            asked = bool(header["batch_statistics"][0]), bool(header["squares"][0])
-            share = self.evaluator.gradient(theta_N, sample, which, left_out, *asked)
-        elif command is Command.MOMENTS:
-            share = self.evaluator.batch_moments(theta_N, sample, which, left_out)
-        else:
-            precision = PRECISIONS[int(header["precision"][0])]
-            share, self._open = self.evaluator.linearize(theta_N, sample, which, left_out, precision)
-            self._handle = int(header["number"][0])
-            recomputed = self._open.minibatches - self._open.kept
-        work = self._report(int(share.frames.sum()), time.perf_counter() - begin, len(share.bad), recomputed)
+        begin, which = time.perf_counter(), self.dealt(sample)
+        try:
+            share, exhausted = self._share(header, theta_N, sample, which, left_out), False
+        except torch.OutOfMemoryError:
+            share, exhausted = self._share(header, theta_N, sample, [], left_out), True
+        recomputed = self._open.minibatches - self._open.kept if self._open else 0
+        work = self._report(int(share.frames.sum()), time.perf_counter() - begin, len(share.bad), recomputed, exhausted)
         self.ranks.sum_to_master(share.values)
         self.ranks.sum_to_master(share.frames)
         for vector in (share.vector, share.squares):
             if vector is not None:
-                self.ranks.sum_to_master(vector.cpu().numpy())
+                self._sum(vector)
         return share, work
+
+    def _share(
+        self,
+        header: np.ndarray,
+        theta_N: torch.Tensor,
+        sample: Sample,
+        which: Sequence[int],
+        left_out: frozenset[int],
+    ) -> Share:
+        command = Command(int(header["command"][0]))
+        if command is Command.LOSS:
+            return self.evaluator.losses(theta_N, sample, which, left_out)
+        if command is Command.GRADIENT:
+            asked = bool(header["batch_statistics"][0]), bool(header["squares"][0])
+            return self.evaluator.gradient(theta_N, sample, which, left_out, *asked)
+        if command is Command.MOMENTS:
+            return self.evaluator.batch_moments(theta_N, sample, which, left_out)
+        self.close()  # before the next needs its memory
+        precision = PRECISIONS[int(header["precision"][0])]
+        share, self._open = self.evaluator.linearize(theta_N, sample, which, left_out, precision)
+        self._handle = int(header["number"][0])
+        return share
 
     def product(self, handle: int, v_N: torch.Tensor, matrix: Matrix) -> tuple[torch.Tensor, np.ndarray]:
         """This rank's share of a product on the open linearisation, summed into the master's (float64)."""
         if self._open is None or handle != self._handle:
-            raise RuntimeError(f"product on linearisation {handle}, but {self._handle or 'none'} is open")
+            raise CommandError(f"it is about linearisation {handle}, but {self._handle or 'none'} is open")
         begin = time.perf_counter()
-        product = self._open.product(v_N, matrix)
-        work = self._report(self._open.frames, time.perf_counter() - begin)
-        self.ranks.sum_to_master(product.cpu().numpy())
+        try:
+            product, exhausted = self._open.product(v_N, matrix), False
+        except torch.OutOfMemoryError:
+            product, exhausted = torch.zeros_like(v_N, dtype=torch.float64), True
+        work = self._report(self._open.frames, time.perf_counter() - begin, exhausted=exhausted)
+        self._sum(product)
         return product, work
+
+    def _sum(self, vector: torch.Tensor) -> None:
+        """Sum a float64 vector of any device into the master's."""
+        staged = vector.cpu()
+        self.ranks.sum_to_master(staged.numpy())
+        if staged is not vector and self.ranks.rank == 0:
+            vector.copy_(staged)
 
     def close(self) -> None:
         self._open, self._handle = None, 0
 
-    def _report(self, frames: int, seconds: float, bad: int = 0, recomputed: int = 0) -> np.ndarray:
-        """(ranks, 4) on the master: frames, seconds, bad utterances and minibatches beyond the budget of every rank."""
-        return self.ranks.gather_to_master(np.array([frames, seconds, bad, recomputed], dtype=np.float64))
+    def _report(
+        self, frames: int, seconds: float, bad: int = 0, recomputed: int = 0, exhausted: bool = False
+    ) -> np.ndarray:
+        """(ranks, 5) on the master, of every rank.
+
+        Frames, seconds, bad utterances, minibatches beyond the byte budget, and whether its memory was exhausted.
+        """
+        return self.ranks.gather_to_master(np.array([frames, seconds, bad, recomputed, exhausted], dtype=np.float64))
 
 
-def serve(ranks: Ranks, evaluator: Evaluator, dedicated_master: bool) -> None:
-    """Obey the master's commands until STOP."""
-    station = Station(ranks, evaluator, dedicated_master)
-    shelf = Shelf(ranks, station.reserved, evaluator.device)
-    theta = np.zeros(evaluator.layout.size, dtype=np.float32)
-    vector = np.zeros_like(theta)
-    buffers = np.zeros(evaluator.buffers.size, dtype=np.float32)
-    blocks, matrices = evaluator.layout.blocks, evaluator.criterion.matrices
-    tensor: Callable[[np.ndarray], torch.Tensor] = lambda array: torch.from_numpy(array).to(evaluator.device)  # noqa: E731
-    header = np.zeros(1, dtype=HEADER)
-    expected = 0
-    while True:
-        ranks.broadcast(header)
-        expected += 1
+class Worker:
+    """A worker's side of the protocol: what it holds, and what it does at each command.
+
+    Args:
+        ranks: the communicator.
+        prepare: makes of the master's task the evaluator, and says whether the master is dedicated.
+    """
+
+    def __init__(self, ranks: Ranks, prepare: Callable[[object], tuple[Evaluator, bool]]) -> None:
+        self.ranks, self._prepare = ranks, prepare
+        self._expected: int | None = 1  # number of the next command; None: any, after a loss of ranks
+        self._task = 0  # number of the task that it is prepared for
+
+    def serve(self) -> None:
+        """Obey the master's commands until LEAVE; where ranks die, leave them behind and go on."""
+        while True:
+            try:
+                if not self._obey_next():
+                    return
+            except RankLost:
+                self.ranks.recover()
+                self._expected = None
+                if self._task:
+                    self._station.close()
+                    self._clear_shelf()
+
+    def _obey_next(self) -> bool:
+        header = np.zeros(1, dtype=HEADER)
+        self.ranks.broadcast(header)
         record = header[0]
+        check(record)
         command, number = Command(int(record["command"])), int(record["number"])
-        if number != expected:
-            raise RuntimeError(f"rank {ranks.rank} got command {number} and expected {expected}")
-        if command is Command.STOP:
+        if self._expected not in (None, number):
+            raise CommandError(f"it has number {number}, not {self._expected}")
+        if not self._task and command not in (Command.TASK, Command.LEAVE):
+            raise CommandError(f"{command.name} came before a task")
+        self._expected = number + 1
+        if command is Command.LEAVE:
+            return False
+        if command is Command.TASK:
+            self._begin(int(record["handle"]), self.ranks.broadcast_object())
+            self.ranks.meet()
+        elif command is Command.CLOSE:
+            self._station.close()
+        elif command is Command.PAIRS:
+            try:
+                self._shelf.obey(record)
+            except (ValueError, IndexError, RuntimeError) as error:
+                raise CommandError(f"store {record['store']}: {error}") from error
+        elif command is Command.BUFFERS:
+            self.ranks.broadcast(self._buffers)
+            self._station.evaluator.set_buffers(self._tensor(self._buffers))
+        elif command is Command.PRODUCT:
+            self._product(record)
+        else:
+            self._evaluate(header)
+        return True
+
+    def _begin(self, number: int, task: object) -> None:
+        if number == self._task:  # told again after a loss
             return
-        if command is Command.CLOSE:
-            station.close()
-            continue
-        if command is Command.PAIRS:
-            shelf.obey(record)
-            continue
-        if command is Command.BUFFERS:
-            ranks.broadcast(buffers)
-            evaluator.set_buffers(tensor(buffers))
-            continue
-        if command is Command.PRODUCT:
-            groups: tuple[tuple[str, ...], ...] = ()
-            if record["grouped"]:
-                group_of = np.zeros(len(blocks), dtype=np.int64)
-                ranks.broadcast(group_of)
-                groups = read_groups(group_of, blocks)
-            ranks.broadcast(vector)
-            matrix = Matrix(matrices[int(record["matrix"])], float(record["structural"]), groups)
-            station.product(int(record["handle"]), tensor(vector), matrix)
-            continue
+        evaluator, dedicated = self._prepare(task)
+        self._task, self._station = number, Station(self.ranks, evaluator, dedicated)
+        self._clear_shelf()
+        self._theta, self._vector = (np.zeros(evaluator.layout.size, dtype=np.float32) for _ in range(2))
+        self._buffers = np.zeros(evaluator.buffers.size, dtype=np.float32)
+
+    def _clear_shelf(self) -> None:
+        self._shelf = Shelf(self.ranks, self._station.reserved, self._station.evaluator.device)
+
+    def _product(self, record: np.void) -> None:
+        evaluator = self._station.evaluator
+        groups: tuple[tuple[str, ...], ...] = ()
+        if record["grouped"]:
+            group_of = np.zeros(len(evaluator.layout.blocks), dtype=np.int64)
+            self.ranks.broadcast(group_of)
+            groups = read_groups(group_of, evaluator.layout.blocks)
+        self.ranks.broadcast(self._vector)
+        matrices, index = evaluator.criterion.matrices, int(record["matrix"])
+        if index >= len(matrices):
+            raise CommandError(f"its matrix is {index}, of {len(matrices)}")
+        name = matrices[index]
+        matrix = Matrix(name, float(record["structural"]), groups)
+        self._station.product(int(record["handle"]), self._tensor(self._vector), matrix)
+
+    def _evaluate(self, header: np.ndarray) -> None:
+        record, station = header[0], self._station
+        utterances = len(station.evaluator.sets["train"].ids)
+        if record["left_out"] > utterances:
+            raise CommandError(f"it leaves out {record['left_out']} of {utterances} utterances")
         left_out = np.zeros(int(record["left_out"]), dtype=np.int64)
         if len(left_out):
-            ranks.broadcast(left_out)
+            self.ranks.broadcast(left_out)
         if record["theta_follows"]:
-            ranks.broadcast(theta)
-        share, _ = station.evaluate(header, tensor(theta.copy()), read_sample(header), frozenset(left_out.tolist()))
-        if ranks.broadcast_flag():
-            ranks.gather_objects(share.bad)
+            self.ranks.broadcast(self._theta)
+        theta_N = self._tensor(self._theta.copy())
+        share, _ = station.evaluate(header, theta_N, read_sample(header), frozenset(left_out.tolist()))
+        if self.ranks.broadcast_flag():
+            self.ranks.gather_objects(share.bad)
+
+    def _tensor(self, array: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(array).to(self._station.evaluator.device)

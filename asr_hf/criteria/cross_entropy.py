@@ -30,7 +30,7 @@ class CrossEntropyOptions:
 class CrossEntropy:
     """Frame cross-entropy of the output "output" (B, T, P)."""
 
-    matrices = ("gauss_newton", "frame_fisher", "utterance_fisher")
+    matrices: tuple[str, ...] = ("gauss_newton", "frame_fisher", "utterance_fisher")
     sequence = branched = False
     chunk = 0
 

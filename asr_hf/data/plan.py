@@ -4,7 +4,9 @@ A plan depends on the lengths of the utterances and on the request (seed, update
 ranks. A minibatch is the atom that ranks are dealt; no rank cuts one.
 """
 
+import heapq
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -118,7 +120,7 @@ def _draw(frames: np.ndarray, share: float, generator: np.random.Generator) -> n
     """Indices drawn without replacement, in random order, until their frames reach the share of the whole."""
     order = generator.permutation(len(frames))
     reached = np.cumsum(frames[order])
-    count = int(np.searchsorted(reached, share * reached[-1])) + 1
+    count = int(np.searchsorted(reached, share * frames.sum())) + 1
     return order[: min(count, len(order))]
 
 
@@ -174,10 +176,15 @@ def deal(plan: tuple[Minibatch, ...], ranks: int) -> list[list[int]]:
     Returns:
         For each rank the indices of its minibatches, ascending. Ties go to the lower rank: every rank finds the same.
     """
-    load = [0] * ranks
+    return deal_frames([minibatch.frames for minibatch in plan], ranks)
+
+
+def deal_frames(frames: Sequence[int], ranks: int) -> list[list[int]]:
+    """The same from the frames of each minibatch alone."""
+    loads = [(0, rank) for rank in range(ranks)]  # a heap
     hands: list[list[int]] = [[] for _ in range(ranks)]
-    for index in sorted(range(len(plan)), key=lambda i: (-plan[i].frames, i)):
-        rank = min(range(ranks), key=lambda r: (load[r], r))
+    for index in sorted(range(len(frames)), key=lambda i: (-frames[i], i)):
+        load, rank = loads[0]
         hands[rank].append(index)
-        load[rank] += plan[index].frames
+        heapq.heapreplace(loads, (load + frames[index], rank))
     return [sorted(hand) for hand in hands]

@@ -5,6 +5,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -15,8 +16,17 @@ from asr_hf.errors import Diverged
 from asr_hf.objective.auto_precision import measured_precision
 from asr_hf.objective.evaluator import Evaluator, Share
 from asr_hf.objective.linearisation import LocalLinearisation
-from asr_hf.objective.objective import GAUSS_NEWTON, Account, Matrix, Penalty, Sum, VectorSum
+from asr_hf.objective.objective import GAUSS_NEWTON, Account, Matrix, OutOfMemory, Penalty, Sum, VectorSum
 from asr_hf.solvers.pairs import Pairs, PairStore
+
+
+@contextmanager
+def memory_watched() -> Iterator[None]:
+    """OutOfMemory where a device has none left."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise OutOfMemory(str(error).split(". ")[0]) from None
 
 
 class OpenLinearisation:
@@ -56,6 +66,7 @@ class LocalObjective:
         self.penalty: Penalty | None = evaluator.model.penalty()
         self.normalisations = evaluator.normalisations
         self.account = Account()
+        self.halvings = 0  # by how many halves minibatches are smaller than samples ask for
         self._bad_share = bad_share
         self._say = say
         self._left_out: frozenset[int] = frozenset()
@@ -67,10 +78,14 @@ class LocalObjective:
     def frames(self, subset: str) -> int:
         return self.evaluator.sets[subset].frames
 
+    def _fitting(self, sample: Sample) -> Sample:
+        return replace(sample, minibatch_frames=max(1, sample.minibatch_frames >> self.halvings))
+
     def minibatches(self, sample: Sample) -> int:
-        return len(self.evaluator.plan(sample))
+        return len(self.evaluator.plan(self._fitting(sample)))
 
     def loss(self, theta_N: torch.Tensor, sample: Sample) -> Sum:
+        sample = self._fitting(sample)
         with self.account.measure("evaluation"):
             share = self._counted("evaluation", sample, lambda: self._losses(theta_N, sample))
         value = float(np.sum(share.values))
@@ -87,6 +102,7 @@ class LocalObjective:
     def _vector_sum(
         self, phase: str, theta_N: torch.Tensor, sample: Sample, batch_statistics: bool, squares: bool
     ) -> VectorSum:
+        sample = self._fitting(sample)
         with self.account.measure(phase):
             share = self._without_bad(
                 phase, sample, lambda: self._gradient(theta_N, sample, batch_statistics, squares), 1 + squares
@@ -96,6 +112,7 @@ class LocalObjective:
             return VectorSum(share.vector.float(), float(np.sum(share.values)), int(share.frames.sum()), summed)
 
     def statistics(self, theta_N: torch.Tensor, sample: Sample) -> torch.Tensor:
+        sample = self._fitting(sample)
         with self.account.measure("statistics"):
             share = self._without_bad("statistics", sample, lambda: self._moments(theta_N, sample))
         assert share.vector is not None
@@ -108,13 +125,14 @@ class LocalObjective:
         return Pairs(limit, dtype)
 
     def choose_precision(self, theta_N: torch.Tensor, sample: Sample) -> tuple[Precision, str]:
-        with self.account.measure("linearisation"):
-            return measured_precision(self.evaluator, theta_N, sample)
+        with self.account.measure("linearisation"), memory_watched():
+            return measured_precision(self.evaluator, theta_N, self._fitting(sample))
 
     @contextmanager
     def linearize(
         self, theta_N: torch.Tensor, sample: Sample, precision: Precision = Precision.FP32
     ) -> Iterator[OpenLinearisation]:
+        sample = self._fitting(sample)
         with self.account.measure("linearisation"):
             share = self._without_bad("linearisation", sample, lambda: self._open(theta_N, sample, precision))
         handle = OpenLinearisation(int(share.frames.sum()), functools.partial(self._counted_product, sample))
@@ -191,7 +209,8 @@ class LocalObjective:
     def _product(self, v_N: torch.Tensor, matrix: Matrix) -> torch.Tensor:
         assert self._opened is not None
         begin = time.perf_counter()
-        product = self._opened.product(v_N, matrix)
+        with memory_watched():
+            product = self._opened.product(v_N, matrix)
         self.account.worked(0, self._opened.frames, time.perf_counter() - begin)
         return product
 
@@ -202,6 +221,7 @@ class LocalObjective:
         """All minibatches of the sample, evaluated here."""
         begin = time.perf_counter()
         self._sends(theta_N)
-        share = evaluate(theta_N, sample, range(len(self.evaluator.plan(sample))), self._left_out)
+        with memory_watched():
+            share = evaluate(theta_N, sample, range(len(self.evaluator.plan(sample))), self._left_out)
         self.account.worked(0, int(share.frames.sum()), time.perf_counter() - begin)
         return share

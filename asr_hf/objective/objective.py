@@ -24,6 +24,14 @@ PHASES = ("gradient", "linearisation", "products", "evaluation", "statistics", "
 COSTS = {"gradient": 1.0, "linearisation": 1 / 3, "products": 4 / 3, "evaluation": 1 / 3}
 
 
+class OutOfMemory(Exception):
+    """A minibatch does not fit in the memory of a device: the update begins again with smaller ones."""
+
+
+class UpdateLost(Exception):
+    """Ranks died with parts of vectors that nobody else has: the update begins again from what was saved."""
+
+
 @dataclass(frozen=True)
 class Sum:
     """A loss summed over frames (nats; +∞ where an utterance was not finite), and the frames it covers."""

@@ -105,6 +105,14 @@ class FirstOrderState(State):
     frames: int = 0
     norm_sum: float = 0.0
 
+    def fault(self) -> str:
+        impossible = {
+            f"rate is {self.rate}": self.rate <= 0,
+            "best_buffers are not like buffers": self.best_buffers.numel()
+            and (self.best_buffers.dtype, self.best_buffers.shape) != (torch.float32, self.buffers.shape),
+        }
+        return super().fault() or next((why for why, holds in impossible.items() if holds), "")
+
 
 class FirstOrder:
     """A first-order method in the middle of a run; subclasses move θ.
@@ -148,8 +156,9 @@ class FirstOrder:
             state.best_buffers = state.buffers.clone()
         epoch = self._epoch(objective, 0, 0)
         count = objective.minibatches(epoch)
+        a_step = self.options.minibatches_per_step << state.halvings  # as many frames, however small minibatches are
         while state.position < count:
-            self._one_step(objective, min(self.options.minibatches_per_step, count - state.position))
+            self._one_step(objective, min(a_step, count - state.position))
             if time.perf_counter() - begin > self.pause_after and state.position < count:
                 self._elapsed += time.perf_counter() - begin
                 return None
@@ -184,8 +193,8 @@ class FirstOrder:
         """Held-out loss, and newbob: halve the rate each epoch once an epoch gains too little, then stop."""
         state, options = self.state, self.options
         before, state.heldout = state.best_heldout, self._heldout(objective)
-        gain = (before - state.heldout) / before if math.isfinite(state.heldout) else -math.inf
-        steps = math.ceil(minibatches / options.minibatches_per_step)
+        gain = (before - state.heldout) / (abs(before) or 1.0) if math.isfinite(state.heldout) else -math.inf
+        steps = math.ceil(minibatches / (options.minibatches_per_step << state.halvings))
         report = StepReport(
             state.update + 1,
             gain > 0,

@@ -74,6 +74,7 @@ class State:
         finished: why the run is over, empty while it is not.
         buffers: statistics of the model's normalisations, which travel with θ (empty: not yet known, or none).
         spent: gradient-equivalents of the run so far.
+        halvings: by how many halves minibatches are smaller than the options say, since a device had too little memory.
     """
 
     theta: torch.Tensor
@@ -81,6 +82,7 @@ class State:
     finished: str = ""
     buffers: torch.Tensor = field(default_factory=lambda: torch.empty(0))
     spent: float = 0.0
+    halvings: int = 0
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """The tensors, by field name."""
@@ -91,6 +93,21 @@ class State:
         """Everything else, by field name, as JSON can hold it."""
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         return {name: value for name, value in fields.items() if not isinstance(value, torch.Tensor)}
+
+    def move(self, device: torch.device) -> None:
+        """Have the tensors of a checkpoint on the device of the vectors."""
+        for name, value in self.tensors().items():
+            setattr(self, name, value.to(device))
+
+    def fault(self) -> str:
+        """Why no run can be in this state, which a checkpoint gave, in a few words; empty if one can.
+
+        Types are those of the fields and numbers finite already; subclasses look at what is theirs, too.
+        """
+        for name in ("theta", "buffers"):
+            if getattr(self, name).dtype != torch.float32 or getattr(self, name).dim() != 1:
+                return f"{name} is no vector in float32"
+        return ""
 
 
 class Optimizer(Protocol):

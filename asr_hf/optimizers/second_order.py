@@ -117,7 +117,9 @@ class SecondOrderOptions:
     def begin(self, theta: torch.Tensor) -> SecondOrderState:
         """The state at the start of a run."""
         gradient, curvature, damping = self.gradient_share, self.curvature_share, self.damping.initial
-        return SecondOrderState(theta, damping=damping, gradient_share=gradient, curvature_share=curvature)
+        state = SecondOrderState(theta, damping=damping, gradient_share=gradient, curvature_share=curvature)
+        state.most_pairs = self.preconditioner.pairs if "lbfgs" in self.preconditioner.kinds else 0
+        return state
 
 
 class SecondOrder(ABC):

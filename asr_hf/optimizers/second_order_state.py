@@ -1,10 +1,12 @@
 """What a second-order method remembers from one update to the next, and over a crash."""
 
 import math
+import sys
 from dataclasses import dataclass, field
 
 import torch
 
+from asr_hf.curvature.precision import Precision
 from asr_hf.optimizers.optimizer import State
 from asr_hf.optimizers.preconditioning import PairMemory
 
@@ -22,7 +24,7 @@ class SecondOrderState(State):
         rejections: rejected updates in a row.
         precision: of the curvature products, decided at the first update; empty: not yet.
         pairs_s, pairs_y, pairs_damping: curvature pairs (m, N) and λ of their A as a checkpoint gave them; within a run
-            `memory` holds them instead.
+            `memory` holds them instead; at most `most_pairs`.
     """
 
     damping: float = 1.0
@@ -39,6 +41,7 @@ class SecondOrderState(State):
 
     def __post_init__(self) -> None:
         self.memory: PairMemory | None = None
+        self.most_pairs = sys.maxsize
 
     def tensors(self) -> dict[str, torch.Tensor]:
         tensors = super().tensors()
@@ -51,3 +54,18 @@ class SecondOrderState(State):
         if self.memory is not None:
             scalars["pairs_damping"] = self.memory.damping
         return scalars
+
+    def fault(self) -> str:
+        vector, shares = self.theta.shape, (self.gradient_share, self.curvature_share)
+        direction, s_mN, y_mN = self.direction, self.pairs_s, self.pairs_y
+        impossible = {
+            "direction is no vector like theta": direction.numel()
+            and (direction.dtype, direction.shape) != (torch.float32, vector),
+            "pairs are none of vectors like theta": s_mN.shape != y_mN.shape
+            or (s_mN.numel() and s_mN.shape[1:] != vector),
+            "pairs are more than optimizer.preconditioner.pairs": s_mN.numel() > self.most_pairs * self.theta.numel(),
+            f"damping is {self.damping}": self.damping <= 0,
+            f"shares of the samples are {shares}": not all(0 < share <= 1 for share in shares),
+            f"precision is {self.precision!r}": self.precision not in ("", *(each.value for each in Precision)),
+        }
+        return super().fault() or next((why for why, holds in impossible.items() if holds), "")

@@ -1,4 +1,4 @@
-"""A comparison's held-out losses as a picture: one SVG file that stands alone, for Markdown."""
+"""Plots as one picture that stands alone, for Markdown; a comparison's held-out losses so."""
 
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -34,26 +34,35 @@ def compare_picture(comparison: Mapping[str, Any], names: Sequence[str] = ()) ->
     chosen = {
         name: [run["rows"] for run in systems[name]["runs"].values() if not run["failed"]] for name in names or systems
     }
-    per_line = 2 * WIDTH // ENTRY
-    top = LINE * -(-len(chosen) // per_line) + 4
+    drawn = []
+    for key, label in SPENT:
+        bands = [step_band(curves, key) for curves in chosen.values()]
+        series = [Series(name, b.x, b.mean, b.low, b.high) for name, b in zip(chosen, bands, strict=True)]
+        drawn.append(line_plot(series, label, "best held-out loss per frame (nats)", log_x=key == "cost"))
+    return side_by_side(list(chosen), drawn)
+
+
+def side_by_side(names: Sequence[str], drawn: Sequence[str]) -> str:
+    """Plots of the same curves, by name, below their legend: one SVG file that stands alone."""
+    width = len(drawn) * WIDTH
+    per_line = width // ENTRY
+    top = LINE * -(-len(names) // per_line) + 4
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {2 * WIDTH} {top + HEIGHT}" '
-        f'width="{2 * WIDTH}" height="{top + HEIGHT}"><style>{STYLE}{_colours()}</style>',
-        f'<rect width="{2 * WIDTH}" height="{top + HEIGHT}" fill="#fff"/>',
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {top + HEIGHT}" '
+        f'width="{width}" height="{top + HEIGHT}"><style>{STYLE}{_colours()}</style>',
+        f'<rect width="{width}" height="{top + HEIGHT}" fill="#fff"/>',
     ]
-    for number, name in enumerate(chosen):
+    for number, name in enumerate(names):
         x, y = ENTRY * (number % per_line) + 8, LINE * (number // per_line) + 10
         parts.append(f'<path class="{look(number)}" d="M{x},{y}h20"/>')
         parts.append(f'<text x="{x + 25}" y="{y + 4}">{escape(name)}</text>')
-    for place, (key, label) in enumerate(SPENT):
-        bands = [step_band(curves, key) for curves in chosen.values()]
-        series = [Series(name, b.x, b.mean, b.low, b.high) for name, b in zip(chosen, bands, strict=True)]
-        drawn = line_plot(series, label, "best held-out loss per frame (nats)", log_x=key == "cost")
-        parts.append(f'<svg x="{place * WIDTH}" y="{top}" width="{WIDTH}" height="{HEIGHT}">{drawn}</svg>')
+    for place, plot in enumerate(drawn):
+        parts.append(f'<svg x="{place * WIDTH}" y="{top}" width="{WIDTH}" height="{HEIGHT}">{plot}</svg>')
     return "\n".join([*parts, "</svg>"]) + "\n"
 
 
 def _colours() -> str:
     return "\n".join(
-        f"path.s{n} {{ stroke: {light}; }} polygon.s{n} {{ fill: {light}; }}" for n, (light, _) in enumerate(COLOURS)
+        f"path.s{n} {{ stroke: {light}; }} polygon.s{n}, circle.s{n} {{ fill: {light}; }}"
+        for n, (light, _) in enumerate(COLOURS)
     )

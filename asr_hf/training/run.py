@@ -1,27 +1,32 @@
 """A training run: from options to a finished MODEL folder, through checkpoints, on one process or many ranks."""
 
 import math
-import os
 import shutil
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from asr_hf.cluster.device import chosen_device
 from asr_hf.cluster.launch import launched_ranks
 from asr_hf.errors import Diverged, InputError, OptionError
 from asr_hf.models.acoustic import AcousticModel
 from asr_hf.models.saved import load_model, log_prior, save_model
 from asr_hf.objective.evaluator import Evaluator
 from asr_hf.objective.local import LocalObjective
-from asr_hf.optimizers.optimizer import Optimizer
+from asr_hf.objective.objective import OutOfMemory, UpdateLost
+from asr_hf.optimizers.optimizer import Optimizer, State
 from asr_hf.options import option, require
-from asr_hf.training.checkpoint import restore_latest, write_checkpoint
+from asr_hf.training.checkpoint import checkpoints, restore_latest, write_checkpoint
 from asr_hf.training.corpus import Corpus, load_corpus
 from asr_hf.training.monitor import Monitor
+from asr_hf.training.preemption import Preemption
+from asr_hf.training.run_config import is_finished, save_config
 
 Options = dict[str, Any]  # config group -> its options
+MOST_HALVINGS = 6  # of minibatches, for devices with too little memory
 ROUNDING = 1e-9  # of a sum of gradient-equivalents, relative
 
 
@@ -32,9 +37,10 @@ class TrainingOptions:
     seed: int = option(0, "seed of initial weights, samples and orders")
     init: str = option("", "MODEL folder to start from instead of random weights; {seed} in it is the seed")
     checkpoint_seconds: float = option(300.0, "seconds between checkpoints within an epoch of a first-order method")
-    keep_checkpoints: int = option(2, "checkpoints that are kept")
+    keep_checkpoints: int = option(2, "last checkpoints that are kept; so is the one with the lowest held-out loss")
     prior_floor: float = option(1e-5, "smallest prior of a pdf: rarer pdfs get this share of the frames")
     bad_share: float = option(0.01, "largest share of utterances that may turn non-finite in an update")
+    requeue_status: int = option(99, "exit status after a scheduler's signal: 99 has SGE queue the job again")
     budget: float = option(0.0, "gradient-equivalents after which the run ends, its last update whole (0: no limit)")
 
     def __post_init__(self) -> None:
@@ -43,6 +49,7 @@ class TrainingOptions:
         require(self.keep_checkpoints >= 1, "training.keep_checkpoints", self.keep_checkpoints, "must be at least 1")
         require(0 < self.prior_floor < 1, "training.prior_floor", self.prior_floor, "must lie in (0, 1)")
         require(0 <= self.bad_share <= 1, "training.bad_share", self.bad_share, "must lie in [0, 1]")
+        require(1 <= self.requeue_status <= 255, "training.requeue_status", self.requeue_status, "must lie in 1 … 255")
         require(self.budget >= 0, "training.budget", self.budget, "must not be negative")
 
 
@@ -53,16 +60,16 @@ class Task:
     options: Options
 
 
-def work(task: object) -> None:
-    """A worker's whole life in a run: build the evaluator and obey the master."""
-    from asr_hf.cluster.ranks import Ranks
-    from asr_hf.cluster.worker import serve
+def prepare(task: object) -> tuple[Evaluator, bool]:
+    """A worker's evaluator, and whether the master is dedicated."""
+    from asr_hf.cluster.ranks import all_ranks
 
     assert isinstance(task, Task)
-    torch.set_num_threads(task.options["cluster"].threads)
-    corpus = load_data(task.options, check=False)
-    _, evaluator = build(task.options, corpus)
-    serve(Ranks(), evaluator, task.options["cluster"].dedicated_master)
+    cluster = task.options["cluster"]
+    all_ranks().watch(cluster)
+    torch.set_num_threads(cluster.threads)
+    _, evaluator = build(task.options, load_data(task.options, check=False))
+    return evaluator, cluster.dedicated_master
 
 
 def train(run_dir: Path, options: Options, config_yaml: str) -> str:
@@ -78,35 +85,43 @@ def train(run_dir: Path, options: Options, config_yaml: str) -> str:
 
     Raises:
         InputError: bad options or data, or a run folder that belongs to other options.
+        SystemExit: with `training.requeue_status`, a scheduler's signal came (`preemption`).
     """
-    if _is_finished(run_dir, config_yaml, options):
+    with Preemption(options["training"].requeue_status) as preemption:
+        return _train(run_dir, options, config_yaml, preemption)
+
+
+def _train(run_dir: Path, options: Options, config_yaml: str, preemption: Preemption) -> str:
+    if is_finished(run_dir, config_yaml, options):
         return f"{run_dir} is finished already; remove it to train anew"
     torch.set_num_threads(options["cluster"].threads)
     settings: TrainingOptions = options["training"]
-    corpus = load_data(options, check=True)
+    preemption.checkpoint = next(reversed(checkpoints(run_dir / "checkpoints")), None)
+    said: list[str] = []  # by what comes before the line that says whether the run goes on, which shall be the first
+    corpus = load_data(options, check=True, say=said.append)
     model, evaluator = build(options, corpus)
     theta = evaluator.layout.flatten(dict(model.named_parameters())).detach().clone()
     if settings.init:
-        theta = _initial(settings.init.replace("{seed}", str(settings.seed)), model, evaluator)
-    optimizer: Optimizer = options["optimizer"].start(theta, settings.seed)
-    layout = evaluator.layout.to_json()
-    restored = restore_latest(run_dir / "checkpoints", optimizer.state, layout)
-    if restored:
-        print(f"resuming {run_dir} after update {optimizer.state.update}, from {restored}", flush=True)
+        theta = _initial(settings.init.replace("{seed}", str(settings.seed)), evaluator).to(evaluator.device)
+    optimizer, preemption.checkpoint = _started(run_dir, options, theta, evaluator, said.append)
+    if preemption.checkpoint:
+        said.insert(0, f"resuming {run_dir} after update {optimizer.state.update}, from {preemption.checkpoint}")
     else:
-        print(f"starting a new run in {run_dir}", flush=True)
-    _save_config(run_dir, config_yaml)
-    objective, let_go = open_objective(options, evaluator)
+        said.insert(0, f"starting a new run in {run_dir}")
+    print("\n".join(said), flush=True)
+    save_config(run_dir, config_yaml)
+    objective = open_objective(options, evaluator)
     print(
         f"{len(corpus.sets['train'].ids)} utterances, {objective.frames('train'):,} frames; "
         f"held-out {objective.frames('heldout'):,} frames; {corpus.num_pdfs} pdfs; "
         f"{evaluator.layout.size:,} parameters; {launched_ranks()} ranks\n{optimizer.view()}"
     )
-    if optimizer.state.buffers.numel():
-        objective.set_buffers(optimizer.state.buffers)
     try:
-        _loop(run_dir, objective, optimizer, settings, layout)
-        let_go()  # not after an exception: the workers may wait for something else, and all ranks end then
+        while not _loop(run_dir, objective, optimizer, settings, preemption):
+            halvings = objective.halvings
+            optimizer, preemption.checkpoint = _started(run_dir, options, theta, evaluator, print)
+            _halve(optimizer.state, halvings)
+            print(f"beginning again after update {optimizer.state.update}", flush=True)
         _finish(run_dir, model, evaluator, optimizer, options, corpus)
     except OSError as error:
         raise InputError(
@@ -116,20 +131,51 @@ def train(run_dir: Path, options: Options, config_yaml: str) -> str:
     return f"finished: {optimizer.state.finished}. Model in {run_dir}"
 
 
+def _started(
+    run_dir: Path, options: Options, theta: torch.Tensor, evaluator: Evaluator, say: Callable[[str], None]
+) -> tuple[Optimizer, Path | None]:
+    """The optimiser where the run's last checkpoint left it, and that; or at θ, and None."""
+    optimizer: Optimizer = options["optimizer"].start(theta.clone(), options["training"].seed)
+    folder, layout = run_dir / "checkpoints", evaluator.layout.to_json()
+    restored = restore_latest(folder, optimizer.state, layout, say, buffers=evaluator.buffers.size)
+    optimizer.state.move(evaluator.device)
+    return optimizer, restored
+
+
+def _halve(state: State, halvings: int) -> None:
+    """Let minibatches be so much smaller; an epoch in work is at the same frame of its plan."""
+    if hasattr(state, "position"):
+        state.position <<= halvings - state.halvings
+    state.halvings = halvings
+
+
 def _loop(
-    run_dir: Path,
-    objective: LocalObjective,
-    optimizer: Optimizer,
-    settings: TrainingOptions,
-    layout: list[dict[str, Any]],
-) -> None:
-    """Update after update, each followed by its row and its checkpoint."""
-    monitor = Monitor(run_dir, optimizer.state.update)
+    run_dir: Path, objective: LocalObjective, optimizer: Optimizer, settings: TrainingOptions, preemption: Preemption
+) -> bool:
+    """Update after update, each followed by its row and its checkpoint; False where one must begin again."""
+    monitor, layout = Monitor(run_dir, optimizer.state.update), objective.layout.to_json()
     if hasattr(optimizer, "pause_after"):
         optimizer.pause_after = settings.checkpoint_seconds
+        preemption.pause = lambda: setattr(optimizer, "pause_after", 0.0)
     state, account, entered = optimizer.state, objective.account, 0.0
+    objective.halvings = state.halvings
+    if state.buffers.numel():
+        objective.set_buffers(state.buffers)
     while not state.finished:
-        report = optimizer.step(objective)
+        preemption.end_if_asked()
+        try:
+            report = optimizer.step(objective)
+        except UpdateLost:
+            return False
+        except OutOfMemory as error:
+            if objective.halvings == MOST_HALVINGS:
+                raise InputError(
+                    f"{error}, though minibatches have 2^-{MOST_HALVINGS} of their frames",
+                    "Lower curvature.budget_gib, or take a smaller model.",
+                ) from None
+            objective.halvings += 1
+            print(f"{error}; minibatches have 2^-{objective.halvings} of the frames from now on", flush=True)
+            return False
         if objective.account is not account:  # the same one while an epoch is paused
             account, entered = objective.account, 0.0
         state.spent += account.gradient_equivalents - entered
@@ -143,14 +189,17 @@ def _loop(
                 )
             if settings.budget and state.spent >= settings.budget * (1 - ROUNDING) and not state.finished:
                 state.finished = f"the budget of {settings.budget:g} gradient-equivalents is spent"
-        write_checkpoint(run_dir / "checkpoints", state, layout, settings.keep_checkpoints)
+        with preemption.deferred():
+            folder = run_dir / "checkpoints"
+            preemption.checkpoint = write_checkpoint(folder, state, layout, settings.keep_checkpoints)
     monitor.close()
+    return True
 
 
-def load_data(options: Options, check: bool) -> Corpus:
+def load_data(options: Options, check: bool, say: Callable[[str], None] = print) -> Corpus:
     """The corpus of a run; the master checks it and says what it leaves out, workers (`check` False) do neither."""
     frames, sequence = options["model"].frame_model, options["criterion"].sequence
-    return load_corpus(options["corpus"], frames, sequence, check, print if check else lambda line: None)
+    return load_corpus(options["corpus"], frames, sequence, check, say if check else lambda line: None)
 
 
 def build(options: Options, corpus: Corpus) -> tuple[AcousticModel, Evaluator]:
@@ -174,7 +223,8 @@ def build(options: Options, corpus: Corpus) -> tuple[AcousticModel, Evaluator]:
             corpus.timed or not chunk, f"{name}.chunk", chunk,
             f"must be 0: {corpus.hmm} is a flat start, whose labels have no times",
         )  # fmt: skip
-    evaluator = Evaluator(model, criterion, corpus.sets, torch.device("cpu"), curvature)
+    device = chosen_device(options["cluster"].device)
+    evaluator = Evaluator(model, criterion, corpus.sets, device, curvature)
     if hasattr(options["optimizer"], "require_fit"):
         options["optimizer"].require_fit(evaluator.layout, criterion)
     return model, evaluator
@@ -188,21 +238,20 @@ def _require_states(options: Options, model: AcousticModel) -> None:
     require(bool(states) or not structural, "optimizer.structural", structural, "needs curvature.states")
 
 
-def open_objective(options: Options, evaluator: Evaluator) -> tuple[LocalObjective, Any]:
-    """The objective of this run, and what lets the workers go at its end."""
+def open_objective(options: Options, evaluator: Evaluator) -> LocalObjective:
+    """The objective of this run."""
     bad_share = options["training"].bad_share
     if launched_ranks() == 1:
-        return LocalObjective(evaluator, bad_share), lambda: None
+        return LocalObjective(evaluator, bad_share)
     from asr_hf.cluster.objective import ClusterObjective
-    from asr_hf.cluster.ranks import Ranks
+    from asr_hf.cluster.ranks import all_ranks
 
-    ranks = Ranks()
-    ranks.broadcast_object(Task(options))
-    objective = ClusterObjective(ranks, evaluator, options["cluster"].dedicated_master, bad_share)
-    return objective, objective.stop
+    ranks, cluster = all_ranks(), options["cluster"]
+    ranks.watch(cluster)
+    return ClusterObjective(ranks, Task(options), evaluator, cluster.dedicated_master, bad_share)
 
 
-def _initial(folder: str, model: AcousticModel, evaluator: Evaluator) -> torch.Tensor:
+def _initial(folder: str, evaluator: Evaluator) -> torch.Tensor:
     """θ of a finished model of the same layout."""
     from asr_hf.objective.layout import Layout
 
@@ -213,62 +262,6 @@ def _initial(folder: str, model: AcousticModel, evaluator: Evaluator) -> torch.T
             "Give the run the model options of training.init, and criterion.branch only if that had it.",
         )
     return evaluator.layout.flatten(dict(module.named_parameters())).detach().clone()
-
-
-def _is_finished(run_dir: Path, config_yaml: str, options: Options) -> bool:
-    """Whether the run is done already; refuses a folder that was begun with other options (OptionError).
-
-    An option that came later had its value in `before` of the options, or else its default.
-    """
-    from omegaconf import OmegaConf
-
-    saved = run_dir / "config.yaml"
-    if not saved.exists():
-        return False
-    later = {group: {**asdict(type(given)()), **getattr(given, "before", {})} for group, given in options.items()}
-    before, now, assumed = (
-        _compared(each) for each in (OmegaConf.load(saved), OmegaConf.create(config_yaml), OmegaConf.create(later))
-    )
-    changed = list(before.keys() - now.keys())
-    changed += [key for key, value in now.items() if before.get(key, assumed[key]) != value]
-    if changed:
-        raise OptionError(
-            f"{run_dir} was begun with other options: {', '.join(sorted(changed))} differ",
-            "Name another run folder, or remove this one to train anew.",
-        )
-    return (run_dir / "model.json").exists()
-
-
-def _compared(config: Any) -> dict[str, Any]:
-    """Every option of a configuration, flat, without those that do not change results."""
-    from omegaconf import OmegaConf
-
-    flat: dict[str, Any] = {}
-
-    def walk(node: Any, prefix: str) -> None:
-        for key, value in node.items():
-            if isinstance(value, dict):
-                walk(value, f"{prefix}{key}.")
-            else:
-                flat[f"{prefix}{key}"] = value
-
-    walk(OmegaConf.to_container(config), "")
-    free = (
-        "cluster.",
-        "optimizer.preconditioner.sharded",
-        "training.checkpoint_seconds",
-        "training.keep_checkpoints",
-    )
-    return {key: value for key, value in flat.items() if not key.startswith(free)}
-
-
-def _save_config(run_dir: Path, config_yaml: str) -> None:
-    try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        (run_dir / "config.yaml.part").write_text(config_yaml)
-        os.replace(run_dir / "config.yaml.part", run_dir / "config.yaml")
-    except OSError as error:
-        raise InputError(f"run folder {run_dir} cannot be written ({error})", "Make room or name another.") from None
 
 
 def _finish(

@@ -18,7 +18,7 @@ from asr_hf.data.plan import Sample
 from asr_hf.models.lstm import LstmOptions
 from asr_hf.objective.objective import Matrix
 from asr_hf.training.corpus import CorpusOptions
-from asr_hf.training.run import TrainingOptions, build, load_data, open_objective, work
+from asr_hf.training.run import TrainingOptions, build, load_data, open_objective, prepare
 
 
 def master(corpus: Path, out: Path, dedicated: bool) -> None:
@@ -32,7 +32,7 @@ def master(corpus: Path, out: Path, dedicated: bool) -> None:
         "optimizer": None,
     }
     model, evaluator = build(options, load_data(options, check=True))
-    objective, let_go = open_objective(options, evaluator)
+    objective = open_objective(options, evaluator)
     theta = evaluator.layout.flatten(dict(model.named_parameters())).detach().clone()
     chunks = Sample("train", "chunks", 0.4, 100, True, seed=1, chunk=20)
     utterances = Sample("train", "utterances", 0.3, 1, True, seed=2)
@@ -50,7 +50,6 @@ def master(corpus: Path, out: Path, dedicated: bool) -> None:
         "equivalents": {phase: value.hex() for phase, value in account.equivalents.items()},
         "vectors": account.vectors,
     }
-    let_go()
     out.write_text(json.dumps(answers))
 
 
@@ -62,6 +61,6 @@ def digest(vector: torch.Tensor | None) -> str:
 if __name__ == "__main__":
     arguments = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:] == ["dedicated"]
     if launched_ranks() > 1:
-        run_on_ranks(lambda: master(*arguments), work)
+        run_on_ranks(lambda: master(*arguments), prepare)
     else:
         master(*arguments)

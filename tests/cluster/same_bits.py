@@ -32,7 +32,7 @@ from asr_hf.optimizers.preconditioning import PreconditionerOptions
 from asr_hf.optimizers.samples import drawn
 from asr_hf.solvers.cg import CgOptions
 from asr_hf.training.corpus import CorpusOptions
-from asr_hf.training.run import TrainingOptions, build, load_data, open_objective, work
+from asr_hf.training.run import TrainingOptions, build, load_data, open_objective, prepare
 
 # Few updates and iterations: a second update starts from what the first left, and there is nothing new in a third.
 SMALL = {"updates": 2, "curvature_share": 0.2, "minibatch_frames": 200, "curvature_minibatch_frames": 100}
@@ -106,7 +106,7 @@ def master(corpus_dir: Path, out: Path, names: list[str], dedicated: bool) -> No
 def run(options: dict, methods: Sequence[str], reduced: bool) -> tuple[dict, list]:
     """Losses, gradients, products (`reduced`: of less precision too), HF updates and other methods of one model."""
     model, evaluator = build(options, load_data(options, check=True))
-    objective, let_go = open_objective(options, evaluator)
+    objective = open_objective(options, evaluator)
     theta = evaluator.layout.flatten(dict(model.named_parameters())).detach().clone()
     sample = drawn(objective, "curvature", 0.3, 100, 3, 1, 10, masks=1)
     answer = objective.gradient(theta, sample)
@@ -136,13 +136,12 @@ def run(options: dict, methods: Sequence[str], reduced: bool) -> tuple[dict, lis
             if name in RELATIVES and name != "sharded":  # one process sends no pairs
                 reports.append(report)
         answers[name] = [digest(vector) for vector in optimizer.best()]
-    let_go()
     return answers, reports
 
 
 if __name__ == "__main__":
     arguments = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3].split(","), sys.argv[4:] == ["dedicated"]
     if launched_ranks() > 1:
-        run_on_ranks(lambda: master(*arguments), work)
+        run_on_ranks(lambda: master(*arguments), prepare)
     else:
         master(*arguments)

@@ -28,7 +28,7 @@ from asr_hf.solvers.cg import CgOptions
 from asr_hf.solvers.pairs import Pairs, PairStore
 from asr_hf.solvers.vectors import BLOCK
 from asr_hf.training.corpus import CorpusOptions
-from asr_hf.training.run import TrainingOptions, build, load_data, open_objective, work
+from asr_hf.training.run import TrainingOptions, build, load_data, open_objective, prepare
 
 LIMIT = 3
 SIZES = (0, 1, BLOCK, BLOCK + 1, 6 * BLOCK, 13 * BLOCK + 5, 100 * BLOCK)
@@ -46,7 +46,7 @@ def master(corpus: Path, out: Path, dedicated: bool) -> None:
         "optimizer": None,
     }
     model, evaluator = build(options, load_data(options, check=True))
-    objective, let_go = open_objective(options, evaluator)
+    objective = open_objective(options, evaluator)
     assert isinstance(objective, ClusterObjective)
     theta = evaluator.layout.flatten(dict(model.named_parameters())).detach().clone()
     differences: list[str] = []
@@ -67,7 +67,6 @@ def master(corpus: Path, out: Path, dedicated: bool) -> None:
         "shelf": [len(shelf) for shelf in obeying(Shelf(objective.ranks, 0, objective.device))],
         "cuts": {f"{size} {ranks} {reserved}": cuts(size, ranks, reserved) for size, ranks, reserved in CUT},
     }
-    let_go()
     out.write_text(json.dumps(answers))
 
 
@@ -193,4 +192,4 @@ def obeying(shelf: Shelf) -> Iterator[Shelf]:
 if __name__ == "__main__":
     arguments = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:] == ["dedicated"]
     assert launched_ranks() > 1
-    run_on_ranks(lambda: master(*arguments), work)
+    run_on_ranks(lambda: master(*arguments), prepare)

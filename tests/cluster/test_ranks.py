@@ -72,23 +72,26 @@ def test_a_waiting_rank_sleeps(mpiexec) -> None:
 FAILING = """
 import sys
 from asr_hf.cluster.launch import run_on_ranks
-from asr_hf.cluster.ranks import Ranks
+from asr_hf.cluster.protocol import Command
+from asr_hf.cluster.ranks import all_ranks
 from asr_hf.errors import InputError
 
 def master():
-    Ranks().broadcast_object("a task")
+    ranks = all_ranks()
+    ranks.tell(Command.TASK, handle=1)
+    ranks.broadcast_object("a task")
     if sys.argv[1] == "master":
         raise ZeroDivisionError("a bug on the master")
-    Ranks().meet()
+    ranks.meet()
 
-def work(task):
+def prepare(task):
     if sys.argv[1] == "bug":
         raise ZeroDivisionError("a bug on a worker")
     if sys.argv[1] == "master":
-        Ranks().meet()
+        all_ranks().meet()
     raise InputError("features of utterance 'x' are missing", "Compute them.")
 
-run_on_ranks(master, work)
+run_on_ranks(master, prepare)
 """
 
 
