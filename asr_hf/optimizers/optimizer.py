@@ -8,6 +8,8 @@ import torch
 
 from asr_hf.objective.objective import Account, Objective
 
+MOST_HALVINGS = 6  # of minibatches, for devices with too little memory
+
 
 @dataclass
 class StepReport:
@@ -107,7 +109,7 @@ class State:
         for name in ("theta", "buffers"):
             if getattr(self, name).dtype != torch.float32 or getattr(self, name).dim() != 1:
                 return f"{name} is no vector in float32"
-        return ""
+        return "" if self.halvings <= MOST_HALVINGS else f"halvings are {self.halvings}"
 
 
 class Optimizer(Protocol):

@@ -17,7 +17,7 @@ from asr_hf.models.saved import load_model, log_prior, save_model
 from asr_hf.objective.evaluator import Evaluator
 from asr_hf.objective.local import LocalObjective
 from asr_hf.objective.objective import OutOfMemory, UpdateLost
-from asr_hf.optimizers.optimizer import Optimizer, State
+from asr_hf.optimizers.optimizer import MOST_HALVINGS, Optimizer, State
 from asr_hf.options import option, require
 from asr_hf.training.checkpoint import checkpoints, restore_latest, write_checkpoint
 from asr_hf.training.corpus import Corpus, load_corpus
@@ -26,7 +26,6 @@ from asr_hf.training.preemption import Preemption
 from asr_hf.training.run_config import is_finished, save_config
 
 Options = dict[str, Any]  # config group -> its options
-MOST_HALVINGS = 6  # of minibatches, for devices with too little memory
 ROUNDING = 1e-9  # of a sum of gradient-equivalents, relative
 
 
