@@ -143,6 +143,7 @@ def _answers(processes: Sequence[subprocess.Popen[str]], files: Sequence[Path]) 
         for process in processes:
             if process.poll() is None:
                 process.terminate()
+                process.wait()
     for process, file, text in zip(processes, files, said, strict=True):
         if not file.is_file():
             last = "\n".join(text.strip().splitlines()[-LAST_LINES:]) or "nothing"
