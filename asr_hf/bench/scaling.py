@@ -137,7 +137,13 @@ class Launcher:
 
 def _answers(processes: Sequence[subprocess.Popen[str]], files: Sequence[Path]) -> list[Any]:
     """What launches wrote, when all have ended."""
-    said = [process.communicate()[0] for process in processes]
+    try:
+        said = [process.communicate()[0] for process in processes]
+    finally:
+        for process in processes:
+            if process.poll() is None:
+                process.terminate()
+                process.wait()
     for process, file, text in zip(processes, files, said, strict=True):
         if not file.is_file():
             last = "\n".join(text.strip().splitlines()[-LAST_LINES:]) or "nothing"
