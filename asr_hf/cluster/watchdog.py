@@ -23,7 +23,7 @@ from mpi4py import MPI
 
 TICK = 0.1  # seconds between two looks
 ANSWER = 3.0  # seconds in which a rank that is not stopped answers
-ASK, ALIVE, KILL, LEAVE = 1, 2, 3, 4  # tags
+ASK, ALIVE, KILL, LEAVE, BYE = 1, 2, 3, 4, 5  # tags
 TRY_AGAIN = 75  # exit status of a run that can go on (sysexits.h: EX_TEMPFAIL)
 RESUME = "the same command goes on from the last checkpoint"
 
@@ -58,18 +58,20 @@ class Watchdog:
         self.patience, self.master_patience, self.kill = 600.0, 7200.0, False
         self._control, self._peers, self._members = control, peers, members
         self.me = peers[control.Get_rank()]
-        self._changed = time.monotonic()  # since when the main thread has waited, or computed
-        self._waiting = False
+        self._state = (False, time.monotonic())  # whether the main thread waits or computes, and since when: it says
+        self._looked = 0.0  # when a stall was last looked into
+        self._asked = 0  # times that the master asked
+        self._sent: list[tuple[MPI.Request, np.ndarray]] = []  # held until it is gone
         threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
         """The main thread waits for other ranks inside."""
-        self._changed, self._waiting = time.monotonic(), True
+        self._state = (True, time.monotonic())
         try:
             yield
         finally:
-            self._changed, self._waiting = time.monotonic(), False
+            self._state = (False, time.monotonic())
 
     @contextmanager
     def unhurried(self) -> Iterator[None]:
@@ -81,20 +83,29 @@ class Watchdog:
             self.patience = usual
 
     def dismiss(self) -> None:
-        """Let the other ranks go: their watchdogs end them, wherever they wait."""
-        for rank in self._others():
-            self._send(rank, LEAVE, 0.0)
+        """Let the other ranks go: their watchdogs end them, wherever they wait, before the master ends."""
+        here = set(self._others())
+        for rank in here:
+            self._send(rank, LEAVE)
+        until = time.monotonic() + ANSWER
+        while here and time.monotonic() < until:
+            for rank in list(here):
+                with suppress(MPI.Exception):
+                    if self._control.Iprobe(source=rank, tag=BYE):
+                        here.remove(rank)
+            time.sleep(TICK / 10)
 
     def _watch(self) -> None:
         while True:
             time.sleep(TICK)
             if self.me.rank:
                 self._obey()
-            waited = time.monotonic() - self._changed
-            if not self._waiting or self._peers[1:] == []:
+            state = waits, since = self._state
+            waited = time.monotonic() - since
+            if not waits or len(self._peers) == 1:
                 continue
-            if self.me.rank == 0 and waited > self.patience:
-                self._end_the_stall(waited)
+            if self.me.rank == 0 and min(waited, time.monotonic() - self._looked) > self.patience:
+                self._end_the_stall(state)
             elif self.me.rank and waited > self.master_patience:
                 self._end_run(f"the master gave no work for {waited:.0f} s")
 
@@ -102,23 +113,28 @@ class Watchdog:
         """Answer what the master sent."""
         with suppress(MPI.Exception):  # the master died: the main thread sees to that
             while self._control.Iprobe(source=0):
-                status, word = MPI.Status(), np.zeros(1)
-                self._control.Recv(word, source=0, status=status)
+                status, words = MPI.Status(), np.zeros(2)
+                self._control.Recv(words, source=0, status=status)
                 if status.tag == ASK:
-                    computing = 0.0 if self._waiting else time.monotonic() - self._changed
-                    self._send(0, ALIVE, computing)
+                    waits, since = self._state
+                    self._send(0, ALIVE, words[0], 0.0 if waits else time.monotonic() - since)
                 elif status.tag == KILL:
-                    kill(int(word[0]))
+                    kill(int(words[0]))
                 elif status.tag == LEAVE:
+                    self._send(0, BYE)
+                    until = time.monotonic() + ANSWER
+                    while self._unsent() and time.monotonic() < until:
+                        time.sleep(TICK / 10)
                     leave(0)
 
-    def _end_the_stall(self, waited: float) -> None:
-        """Find who holds up the run, and kill them or end the run."""
+    def _end_the_stall(self, state: tuple[bool, float]) -> None:
+        """Find who holds up the run in this wait, and kill them or end the run."""
         computing = self._ask()
+        self._looked = time.monotonic()
         stalled = [self._peers[rank] for rank in self._others() if computing.get(rank, np.inf) > 0]
-        if not stalled or not self._waiting:
-            self._changed = time.monotonic()  # all wait now: somebody came, or died
+        if self._state is not state or not stalled:  # somebody came while they were asked, or died
             return
+        waited = time.monotonic() - state[1]
         for peer in stalled:
             seconds = computing.get(peer.rank)
             does = "does not answer" if seconds is None else f"has been computing for {seconds:.0f} s"
@@ -135,30 +151,46 @@ class Watchdog:
                 kill(peer.process)
             else:
                 self._send(killer.rank, KILL, float(peer.process))
-        self._changed = time.monotonic()
 
     def _ask(self) -> dict[int, float]:
         """Seconds that each rank that answers has been computing; 0: it waits."""
         computing: dict[int, float] = {}
+        self._asked += 1
         for rank in self._others():
-            self._send(rank, ASK, 0.0)
+            self._send(rank, ASK, float(self._asked))
         until = time.monotonic() + ANSWER
         while len(computing) < len(self._others()) and time.monotonic() < until:
             for rank in self._others():
                 with suppress(MPI.Exception):
                     if self._control.Iprobe(source=rank, tag=ALIVE):
-                        word = np.zeros(1)
-                        self._control.Recv(word, source=rank, tag=ALIVE)
-                        computing[rank] = float(word[0])
+                        words = np.zeros(2)
+                        self._control.Recv(words, source=rank, tag=ALIVE)
+                        if words[0] == self._asked:  # no late answer to an earlier question
+                            computing[rank] = float(words[1])
             time.sleep(TICK / 10)
         return computing
 
     def _others(self) -> list[int]:
         return [rank for rank in self._members() if rank != self.me.rank]
 
-    def _send(self, rank: int, tag: int, number: float) -> None:
+    def _send(self, rank: int, tag: int, *words: float) -> None:
+        self._unsent()
+        message = np.zeros(2)
+        message[: len(words)] = words
         with suppress(MPI.Exception):  # it died
-            self._control.Isend(np.array([number]), dest=rank, tag=tag).Free()
+            self._sent.append((self._control.Isend(message, dest=rank, tag=tag), message))
+
+    def _unsent(self) -> int:
+        """How many messages are still under way; those to the dead are not."""
+
+        def under_way(request: MPI.Request) -> bool:
+            try:
+                return not request.Test()
+            except MPI.Exception:
+                return False
+
+        self._sent = [each for each in self._sent if under_way(each[0])]
+        return len(self._sent)
 
     def _end_run(self, why: str) -> None:
         say(f"error: {why}; {RESUME}")

@@ -3,6 +3,7 @@
 import math
 import shutil
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -152,7 +153,19 @@ def _loop(
     run_dir: Path, objective: LocalObjective, optimizer: Optimizer, settings: TrainingOptions, preemption: Preemption
 ) -> bool:
     """Update after update, each followed by its row and its checkpoint; False where one must begin again."""
-    monitor, layout = Monitor(run_dir, optimizer.state.update), objective.layout.to_json()
+    with closing(Monitor(run_dir, optimizer.state.update)) as monitor:
+        return _updates(run_dir, objective, optimizer, settings, preemption, monitor)
+
+
+def _updates(
+    run_dir: Path,
+    objective: LocalObjective,
+    optimizer: Optimizer,
+    settings: TrainingOptions,
+    preemption: Preemption,
+    monitor: Monitor,
+) -> bool:
+    layout = objective.layout.to_json()
     if hasattr(optimizer, "pause_after"):
         optimizer.pause_after = settings.checkpoint_seconds
         preemption.pause = lambda: setattr(optimizer, "pause_after", 0.0)
@@ -191,7 +204,6 @@ def _loop(
         with preemption.deferred():
             folder = run_dir / "checkpoints"
             preemption.checkpoint = write_checkpoint(folder, state, layout, settings.keep_checkpoints)
-    monitor.close()
     return True
 
 

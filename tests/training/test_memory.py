@@ -42,7 +42,7 @@ def small_device(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, int, int], N
     return make
 
 
-def test_the_run_is_that_of_smaller_minibatches(tiny_corpus, tmp_path, small_device, monkeypatch, capsys) -> None:
+def test_the_run_is_that_of_smaller_minibatches(tiny_corpus, tmp_path, small_device, capsys) -> None:
     sizes = "optimizer.minibatch_frames={}", "optimizer.curvature_minibatch_frames={}"
     alone = parameters(tmp_path / "alone", tiny_corpus, *HF, *(size.format(100) for size in sizes))
     small_device("gradient", 100)
