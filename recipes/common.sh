@@ -14,7 +14,7 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 cd "$root"
 export PATH=$root/.venv/bin:$PATH OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
-cores=$(nproc)
+cores=$(env -u OMP_NUM_THREADS nproc) # nproc takes one thread a process for one core
 stage=
 stop_stage=99
 nj=$((cores < 4 ? cores : 4))

@@ -181,3 +181,10 @@ def test_join_feats_keeps_the_order_of_bytes(tmp_path: Path) -> None:
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         *("feats.scp", "features.json", "spk2utt", "text", "utt2spk"),
     ]
+
+
+def test_one_thread_a_process_does_not_make_one_core_of_the_machine() -> None:
+    script = f"corpus=mini; source {COMMON}; echo $cores"
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=60, env=env)
+    assert int(done.stdout) == len(os.sched_getaffinity(0))
