@@ -127,7 +127,7 @@ def test_a_second_sigterm_kills(tiny_corpus: Path, tmp_path: Path) -> None:
     """The first comes while a first-order method evaluates: it waits for the step's end, which never comes."""
     program = (
         "import sys, time; from asr_hf.optimizers.first_order import Adam; from asr_hf.cli.main import main\n"
-        "def endless(self, gradient):\n"
+        "def endless(*_):\n"
         "    print('in the step', flush=True)\n"
         "    while True: time.sleep(0.01)\n"
         "Adam.move = endless\nmain()"
