@@ -24,7 +24,7 @@ from asr_hf.criteria.criterion import Criterion
 from asr_hf.curvature.precision import Precision
 from asr_hf.data.plan import Sample
 from asr_hf.objective.layout import Layout
-from asr_hf.objective.objective import Account, Linearisation, Matrix, Objective
+from asr_hf.objective.objective import Account, KroneckerSums, Linearisation, Matrix, Objective
 from asr_hf.optimizers.blocks import Blocks
 from asr_hf.optimizers.candidates import EachAsItAppears, Search
 from asr_hf.optimizers.damping import DampingOptions
@@ -34,7 +34,9 @@ from asr_hf.optimizers.optimizer import StepReport
 from asr_hf.optimizers.preconditioning import (
     PairMemory,
     PreconditionerOptions,
+    averaged,
     diagonal_of,
+    kronecker_preconditioners,
     new_store,
     preconditioners,
 )
@@ -148,6 +150,7 @@ class SecondOrder(ABC):
         self._loss_at_theta = math.nan
         self._wanted_share = 1.0  # what the variance test asks of the next gradient sample
         self._mean_square: torch.Tensor | None = None  # of utterances' gradients at θ (N,), for Jacobi
+        self._factors: KroneckerSums | None = None  # the last ones; their average is part of the state
         self._regulariser: Regulariser
         self._blocks: Blocks
 
@@ -353,7 +356,7 @@ class SecondOrder(ABC):
         return self._loss_at_theta if self.options.accept == "sample" else self.state.heldout
 
     def _prepare_preconditioner(self, objective: Objective) -> None:
-        """Pairs of A at the λ of this update, and the squared gradients that Jacobi asks for."""
+        """Pairs of A at the λ of this update, the squared gradients that Jacobi asks for, Kronecker factors."""
         state, kinds = self.state, self.options.preconditioner.kinds
         if "jacobi" in kinds and self._mean_square is None:
             share = self.options.preconditioner.jacobi_share
@@ -363,6 +366,11 @@ class SecondOrder(ABC):
             answer = objective.squared_gradients(state.theta, sample)
             assert answer.squares is not None
             self._mean_square = answer.squares.div_(answer.frames)
+        if "kfac" in kinds:
+            options, sample = self.options.preconditioner, self._sample(objective, "curvature")
+            self._factors = objective.kronecker_factors(state.theta, sample, options.sharing == "reduce")
+            state.passes += 1
+            state.factors = averaged(state.factors, self._factors.means(), state.passes, options.decay)
         if "lbfgs" not in kinds:
             return
         with objective.account.measure("preconditioner"):
@@ -376,6 +384,9 @@ class SecondOrder(ABC):
         """P of each block, and where CG is to put its pairs."""
         options, memory, count = self.options.preconditioner, self.state.memory, len(self._blocks)
         damping = self.state.damping + self.options.weight_decay
+        if self._factors is not None:
+            factors, account = self.state.factors, objective.account
+            return kronecker_preconditioners(self._factors, factors, self._blocks, damping, account), [None] * count
         diagonal_N = diagonal_of(options, objective.layout, self._mean_square, damping)
         if memory is None:
             return preconditioners(options, self._blocks, diagonal_N, [None] * count, objective.account), [None] * count
