@@ -28,8 +28,9 @@ METHODS = {
     "nghf": ["optimizer=nghf", *CG],
     "sgd": ["optimizer=sgd", "optimizer.epochs=2", "optimizer.minibatch_frames=200"],
     "adam": ["optimizer=adam", "optimizer.epochs=2", "optimizer.minibatch_frames=200"],
+    "nlcg": ["optimizer=nlcg", "optimizer.epochs=2", "optimizer.minibatch_frames=50", "optimizer.minibatches_per_step=4"],
 }
-FIRST_ORDER = ("sgd", "adam")
+FIRST_ORDER = ("sgd", "adam", "nlcg")
 
 
 def overrides(corpus: Path, *more: str) -> list[str]:
@@ -74,6 +75,7 @@ def same(whole: Path, parted: Path) -> bool:
         ("nghf", signal.SIGUSR1),
         ("sgd", signal.SIGUSR1),
         ("adam", signal.SIGTERM),
+        ("nlcg", signal.SIGTERM),
     ],
 )
 def test_the_same_command_goes_on_to_the_same_bits(
