@@ -28,7 +28,12 @@ METHODS = {
     "nghf": ["optimizer=nghf", *CG],
     "sgd": ["optimizer=sgd", "optimizer.epochs=2", "optimizer.minibatch_frames=200"],
     "adam": ["optimizer=adam", "optimizer.epochs=2", "optimizer.minibatch_frames=200"],
-    "nlcg": ["optimizer=nlcg", "optimizer.epochs=2", "optimizer.minibatch_frames=50", "optimizer.beta=polak_ribiere"],
+    "nlcg": [
+        "optimizer=nlcg",
+        "optimizer.epochs=2",
+        "optimizer.minibatch_frames=50",
+        "optimizer.minibatches_per_step=4",
+    ],
 }
 FIRST_ORDER = ("sgd", "adam", "nlcg")
 
