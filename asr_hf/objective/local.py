@@ -134,7 +134,7 @@ class LocalObjective:
                 "statistics", sample, lambda: self._factors(theta_N, sample, reduce), layout.size / self.layout.size
             )
         assert share.vector is not None
-        return KroneckerSums(maps, layout, share.vector, int(share.frames.sum()))
+        return KroneckerSums(maps, layout, share.vector.float(), int(share.frames.sum()))
 
     def set_buffers(self, buffers: torch.Tensor) -> None:
         self.evaluator.set_buffers(buffers)

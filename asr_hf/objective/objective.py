@@ -66,7 +66,7 @@ class KroneckerSums:
     Attributes:
         maps: the weights that have factors.
         layout: of `vector`: the sums of each map, then one of squares for each other parameter.
-        vector: float64, all sums.
+        vector: all sums, float32.
         frames: that they cover.
     """
 

@@ -214,5 +214,5 @@ def _kronecker(maps: Sequence[LinearMap], named: Named, layout: Layout, damping:
         if each.weight in where:
             weight, bias = where.pop(each.weight), where.pop(each.bias, None)
             factored.append(Factored(weight, bias, *damped_inverses(named[each.a], named[each.g], damping)))
-    diagonals = [(place, (named[name].flatten() + damping).float()) for name, place in where.items()]
+    diagonals = [(place, named[name].flatten() + damping) for name, place in where.items()]
     return Kronecker(factored, diagonals)

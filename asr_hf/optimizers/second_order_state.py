@@ -39,7 +39,7 @@ class SecondOrderState(State):
     pairs_s: torch.Tensor = field(default_factory=lambda: torch.empty(0))
     pairs_y: torch.Tensor = field(default_factory=lambda: torch.empty(0))
     pairs_damping: float = 0.0
-    factors: torch.Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.float64))
+    factors: torch.Tensor = field(default_factory=lambda: torch.empty(0))
     passes: int = 0
 
     def __post_init__(self) -> None:

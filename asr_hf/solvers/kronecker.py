@@ -56,6 +56,7 @@ class Kronecker:
 
 def damped_inverses(a_KK: torch.Tensor, g_MM: torch.Tensor, damping: float) -> tuple[torch.Tensor, torch.Tensor]:
     """(A + π√λ I)⁻¹ and (G + √λ/π I)⁻¹, float32, computed in float64; not finite where a factor is not."""
+    a_KK, g_MM = a_KK.double(), g_MM.double()
     of_a, of_g = float(a_KK.diagonal().mean()), float(g_MM.diagonal().mean())
     pi = math.sqrt(of_a / of_g) if of_a > 0 and of_g > 0 else 1.0
     return _inverse(a_KK, pi * math.sqrt(damping)), _inverse(g_MM, math.sqrt(damping) / pi)

@@ -171,13 +171,12 @@ def test_it_saves_iterations_of_cg(small_objective: Small) -> None:
             curvature_share=1.0, damping=DampingOptions(initial=1e-2), cg=cg, preconditioner=preconditioner
         )
         iterations.append(options.start(theta.clone(), seed=0).step(objective).cg_iterations)
-    print(iterations)
-    assert iterations[1] < 0.7 * iterations[0]
+    assert iterations[1] < 0.7 * iterations[0]  # 8 of 12 here
 
 
 def test_factors_are_averaged_over_updates() -> None:
     updates = torch.from_numpy(np.random.default_rng(0).normal(size=(30, 5)))
-    average = torch.empty(0, dtype=torch.float64)
+    average = torch.empty(0)
     for number, new in enumerate(updates, 1):
         average = averaged(average, new, number, 0.9)
         if number <= 10:
@@ -238,7 +237,6 @@ def test_a_resumed_run_goes_on_with_the_same_bits(small_objective: Small, tmp_pa
         assert torch.equal(tensor, parted.state.tensors()[key]), key
     assert whole.state.scalars() == parted.state.scalars()
     assert whole.state.passes == 4
-    assert whole.state.factors.dtype == torch.float64
 
 
 def test_a_zero_gradient_ends_in_a_rejection_with_its_reason(small_objective: Small) -> None:
