@@ -27,6 +27,7 @@ COMMANDS = {
     "graph": "compose the decoding graph HCLG of a model and a lang directory",
     "model": "show the layers, parameters and context of a neural acoustic model",
     "train": "train a neural acoustic model, on as many MPI ranks as mpiexec starts",
+    "average": "train replicas of a run with other data orders and average their parameters",
     "decode": "decode a data directory to words",
     "tune": "choose acoustic scale and word insertion penalty on a dev set",
     "score": "word error rate with confidence interval, per speaker and confusions",
@@ -79,7 +80,7 @@ def run(argv: list[str]) -> None:
         return
     if argv[0] not in COMMANDS:
         raise InputError(f"unknown command '{argv[0]}'", "asr-hf --help lists the commands.")
-    if launched_ranks() > 1 and argv[0] not in ("train", "doctor"):
+    if launched_ranks() > 1 and argv[0] not in ("train", "average", "doctor"):
         raise InputError(
             f"asr-hf {argv[0]} runs on one process", "Start it without mpiexec; --jobs N makes it parallel."
         )

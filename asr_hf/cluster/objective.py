@@ -148,6 +148,8 @@ class ClusterObjective(LocalObjective):
         if self.ranks.broadcast_flag(bool(work[:, 2].any())):
             share.bad.update(*self.ranks.gather_objects(share.bad))
         self._enter(work, time.perf_counter() - begin)
+        if command is Command.GRADIENT:
+            self.account.idled(len(work) - self._station.reserved - int(np.count_nonzero(work[:, 0])))
         if command is Command.LINEARIZE:
             self._handle = int(header["number"][0])
             self.account.recomputed = int(work[:, 3].sum())
@@ -172,6 +174,9 @@ class ClusterObjective(LocalObjective):
 
     def _moments(self, theta_N: torch.Tensor, sample: Sample) -> Share:
         return self._evaluate(Command.MOMENTS, theta_N, sample)
+
+    def _factors(self, theta_N: torch.Tensor, sample: Sample, reduce: bool) -> Share:
+        return self._evaluate(Command.FACTORS, theta_N, sample, reduce=int(reduce))
 
     def _open(self, theta_N: torch.Tensor, sample: Sample, precision: Precision) -> Share:
         number, left_out = PRECISIONS.index(precision), self._left_out

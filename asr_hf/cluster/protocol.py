@@ -20,11 +20,12 @@ class Command(enum.IntEnum):
     LINEARIZE = 3
     PRODUCT = 4
     MOMENTS = 5
-    CLOSE = 6
-    BUFFERS = 7
-    PAIRS = 8
-    TASK = 9  # a small object follows, from which workers make their evaluator, unless they have
-    LEAVE = 10
+    FACTORS = 6
+    CLOSE = 7
+    BUFFERS = 8
+    PAIRS = 9
+    TASK = 10  # a small object follows, from which workers make their evaluator, unless they have
+    LEAVE = 11
 
 
 class Operation(enum.IntEnum):
@@ -61,6 +62,7 @@ HEADER = np.dtype(
         ("precision", np.int64),  # index into the precisions of products
         ("batch_statistics", np.int64),
         ("squares", np.int64),
+        ("reduce", np.int64),  # of FACTORS: positions of a piece are put together first
         ("left_out", np.int64),
         ("subset", np.int64),
         ("unit", np.int64),
@@ -101,9 +103,9 @@ LARGEST_OF = {  # of fields that are no plain counts
     "dtype": len(DTYPES) - 1,
     "precision": len(PRECISIONS) - 1,
 }
-FLAGS = ("theta_follows", "grouped", "batch_statistics", "squares", "whole_utterances")
+FLAGS = ("theta_follows", "grouped", "batch_statistics", "squares", "reduce", "whole_utterances")
 REALS = ("structural", "share", "change")
-SAMPLED = (Command.LOSS, Command.GRADIENT, Command.LINEARIZE, Command.MOMENTS)
+SAMPLED = (Command.LOSS, Command.GRADIENT, Command.LINEARIZE, Command.MOMENTS, Command.FACTORS)
 
 
 class CommandError(Exception):

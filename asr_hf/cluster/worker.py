@@ -76,6 +76,8 @@ class Station:
             return self.evaluator.gradient(theta_N, sample, which, left_out, *asked)
         if command is Command.MOMENTS:
             return self.evaluator.batch_moments(theta_N, sample, which, left_out)
+        if command is Command.FACTORS:
+            return self.evaluator.kronecker_factors(theta_N, sample, which, left_out, bool(header["reduce"][0]))
         self.close()  # before the next needs its memory
         precision = PRECISIONS[int(header["precision"][0])]
         share, self._open = self.evaluator.linearize(theta_N, sample, which, left_out, precision)

@@ -54,3 +54,7 @@ class Criterion(Protocol):
     def linearize(self, outputs: Outputs, batch: Batch) -> CriterionLinearisation:
         """Value, gradient and M operators at these outputs."""
         ...
+
+    def sampled_score(self, outputs: Outputs, batch: Batch, generator: torch.Generator) -> Outputs:
+        """δ, ∂loss/∂outputs for labels drawn from the model's own distribution: E[δ] = 0, E[δδᵀ] = M "gauss_newton"."""
+        ...

@@ -61,6 +61,18 @@ class CrossEntropy:
             bytes_held=p_BTP.nbytes,
         )
 
+    def sampled_score(self, outputs: Outputs, batch: Batch, generator: torch.Generator) -> Outputs:
+        """δ = p − onehot(a pdf drawn from p) per frame, 0 at masked ones."""
+        p_BTP = torch.softmax(outputs["output"], dim=-1)
+        return {"output": drawn_score(p_BTP, batch.mask_BT, generator)}
+
+
+def drawn_score(p_BTP: torch.Tensor, mask_BT: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """δ_t = p_t − onehot(a pdf drawn from p_t) (B, T, P), 0 at masked frames."""
+    drawn_BT = torch.multinomial(p_BTP.flatten(0, 1), 1, generator=generator).view(mask_BT.shape)
+    real_BT = mask_BT.to(p_BTP.dtype)
+    return Score(p_BTP, drawn_BT, mask_BT).times(real_BT)
+
 
 def _on_output(operator: Operator) -> OutputOperator:
     return lambda tangent: {"output": operator(tangent["output"])}

@@ -25,6 +25,7 @@ from typing import ClassVar
 import torch
 
 from asr_hf.criteria.criterion import CriterionLinearisation, OutputOperator, Outputs
+from asr_hf.criteria.cross_entropy import drawn_score
 from asr_hf.criteria.denominator import Denominator, DenominatorPaths
 from asr_hf.criteria.log_paths import Numerators
 from asr_hf.criteria.matrices import (
@@ -139,6 +140,21 @@ class Lfmmi:
             operators={name: with_terms(name) for name in self.matrices},
             bytes_held=denominator.bytes_held + held,
         )
+
+    def sampled_score(self, outputs: Outputs, batch: Batch, generator: torch.Generator) -> Outputs:
+        """δ = γ_den − the pdfs of a path drawn from the denominator, with what gives the other terms their M."""
+        y_BTP = outputs[OUTPUT]
+        denominator = self.denominator.paths(y_BTP, batch.mask_BT.sum(dim=1))
+        pdf_BT = sample_paths(denominator, 1, generator).pdf_BKT[:, 0]
+        real_BT = batch.mask_BT.to(y_BTP.dtype)
+        score = {OUTPUT: Score(denominator.posteriors_BTP, pdf_BT.clamp_min(0), pdf_BT >= 0).times(real_BT)}
+        if self.options.output_l2:
+            noise_BTP = torch.empty_like(y_BTP).normal_(generator=generator) * real_BT[..., None]
+            score[OUTPUT].add_(noise_BTP, alpha=self.options.output_l2**0.5)
+        if self.branched:
+            p_BTP = torch.softmax(outputs[BRANCH], dim=-1)
+            score[BRANCH] = self.options.branch**0.5 * drawn_score(p_BTP, batch.mask_BT, generator)
+        return score
 
     def _with_terms(
         self, value_B: torch.Tensor, gamma_num_BTP: torch.Tensor | None, outputs: Outputs, batch: Batch

@@ -17,7 +17,7 @@ class CurvatureOptions:
         4.0, "memory per rank for kept linearisations (GiB); minibatches beyond it are recomputed"
     )
     deterministic: bool = option(True, "on CUDA: deterministic algorithms, so that products repeat to the bit")
-    states: list[str] = option([], "hidden states of the model that structural damping acts on")
+    states: list[str] = option([], "hidden states of the model that structural damping acts on; none named: all")
 
     def __post_init__(self) -> None:
         require_choice("curvature.precision", self.precision, ("fp32", "medium", "bf16", AUTO))

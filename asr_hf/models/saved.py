@@ -40,10 +40,11 @@ def model_name(options: object) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class SavedModel:
-    """A trained model and the log prior (P,) of its pdfs (natural log)."""
+    """A trained model, the log prior (P,) of its pdfs (natural log), and the options of the model where it was read."""
 
     module: AcousticModel
     log_prior: np.ndarray
+    options: Any = None
 
     @property
     def num_pdfs(self) -> int:
@@ -130,4 +131,4 @@ def load_model(directory: Path | str) -> SavedModel:
             "Train it again or copy it again; a model of a later version of asr-hf needs that version.",
         ) from None
     module.eval()
-    return SavedModel(module, prior)
+    return SavedModel(module, prior, options)

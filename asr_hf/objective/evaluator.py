@@ -15,6 +15,7 @@ from torch.func import functional_call
 
 from asr_hf.criteria.criterion import Criterion, Outputs
 from asr_hf.curvature.guard import RepeatabilityGuard, deterministic_algorithms
+from asr_hf.curvature.kronecker import LinearMap, Uses, kronecker_sums, linear_maps
 from asr_hf.curvature.linearise import Linearizer
 from asr_hf.curvature.options import CurvatureOptions
 from asr_hf.curvature.precision import Precision
@@ -204,6 +205,44 @@ class Evaluator:
         parameters, inputs = dict(model.named_parameters()), self._inputs(sample, batch.to(self.device))
         cost = functools.partial(self._linearizer.flops, parameters, inputs)
         return sum(map(cost, self.layout.parameters_of(groups))) / cost(tuple(parameters))
+
+    @functools.cached_property
+    def maps(self) -> tuple[LinearMap, ...]:
+        """The weights that have Kronecker factors."""
+        return linear_maps(self.model)
+
+    @functools.cached_property
+    def factors(self) -> Layout:
+        """Of the sums of Kronecker factors, then of squares of the parameters that have none."""
+        covered = {name for each in self.maps for name in (each.weight, each.bias)}
+        shapes = {name: shape for each in self.maps for name, shape in each.shapes.items()}
+        others = {slot.name: slot.shape for slot in self.layout.slots if slot.name not in covered}
+        return Layout.of_shapes({**shapes, **others})
+
+    @_in_full_float32
+    def kronecker_factors(
+        self, theta_N: torch.Tensor, sample: Sample, which: Sequence[int], left_out: frozenset[int], reduce: bool
+    ) -> Share:
+        """Sums of Kronecker factors (`factors`, float64) for labels that are drawn minibatch by minibatch."""
+        share = self._share(sample)
+        share.vector = torch.zeros(self.factors.size, dtype=torch.float64, device=self.device)
+        sums = self.factors.views(share.vector)
+        parameters = {name: t.detach().requires_grad_() for name, t in self.layout.views(theta_N).items()}
+        others = {name: parameter for name, parameter in parameters.items() if name in sums}
+        for index, batch in self._batches(sample, which, left_out):
+            with Uses(parameters) as uses:
+                outputs = self._outputs(parameters, self._inputs(sample, batch))
+            fixed = {name: y.detach() for name, y in outputs.items()}
+            if self._enter(share, index, batch, self.criterion.values(fixed, batch)):
+                score = self.criterion.sampled_score(fixed, batch, self._generator(sample, index))
+                for name, value in kronecker_sums(uses.found, others, outputs, score, reduce):
+                    sums[name] += value
+        return share
+
+    def _generator(self, sample: Sample, index: int) -> torch.Generator:
+        """Random numbers that are a function of the sample and the minibatch's place in the plan alone."""
+        numbers = np.random.SeedSequence([sample.seed, sample.update, sample.masks, sample.first + index])
+        return torch.Generator(self.device).manual_seed(int(numbers.generate_state(1, np.uint64)[0]))
 
     @_in_full_float32
     def batch_moments(

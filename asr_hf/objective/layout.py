@@ -34,9 +34,14 @@ class Layout:
     @classmethod
     def of_buffers(cls, model: AcousticModel) -> "Layout":
         """The model's buffers (stored statistics of normalisations), laid out like parameters."""
+        return cls.of_shapes({name: tuple(buffer.shape) for name, buffer in model.named_buffers()})
+
+    @classmethod
+    def of_shapes(cls, shapes: Mapping[str, tuple[int, ...]]) -> "Layout":
+        """Named tensors that are no parameters, one after the other."""
         slots, offset = [], 0
-        for name, buffer in model.named_buffers():
-            slots.append(Slot(name, tuple(buffer.shape), offset, "", 0.0))
+        for name, shape in shapes.items():
+            slots.append(Slot(name, shape, offset, "", 0.0))
             offset += slots[-1].size
         return cls(tuple(slots))
 

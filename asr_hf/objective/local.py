@@ -16,7 +16,16 @@ from asr_hf.errors import Diverged
 from asr_hf.objective.auto_precision import measured_precision
 from asr_hf.objective.evaluator import Evaluator, Share
 from asr_hf.objective.linearisation import LocalLinearisation
-from asr_hf.objective.objective import GAUSS_NEWTON, Account, Matrix, OutOfMemory, Penalty, Sum, VectorSum
+from asr_hf.objective.objective import (
+    GAUSS_NEWTON,
+    Account,
+    KroneckerSums,
+    Matrix,
+    OutOfMemory,
+    Penalty,
+    Sum,
+    VectorSum,
+)
 from asr_hf.solvers.pairs import Pairs, PairStore
 
 
@@ -118,6 +127,15 @@ class LocalObjective:
         assert share.vector is not None
         return self.evaluator.buffers_from(share.vector)
 
+    def kronecker_factors(self, theta_N: torch.Tensor, sample: Sample, reduce: bool = False) -> KroneckerSums:
+        sample, maps, layout = self._fitting(sample), self.evaluator.maps, self.evaluator.factors
+        with self.account.measure("statistics"):
+            share = self._without_bad(
+                "statistics", sample, lambda: self._factors(theta_N, sample, reduce), layout.size / self.layout.size
+            )
+        assert share.vector is not None
+        return KroneckerSums(maps, layout, share.vector.float(), int(share.frames.sum()))
+
     def set_buffers(self, buffers: torch.Tensor) -> None:
         self.evaluator.set_buffers(buffers)
 
@@ -149,7 +167,7 @@ class LocalObjective:
         with self.account.measure("products"):
             return self._product(v_N, matrix).float()
 
-    def _counted(self, phase: str, sample: Sample, evaluate: Callable[[], Share], reduced: int = 0) -> Share:
+    def _counted(self, phase: str, sample: Sample, evaluate: Callable[[], Share], reduced: float = 0) -> Share:
         """Evaluate, and enter into the account what that costs; `reduced` vectors (N,) come of it."""
         self.account.count(phase, self._sets(sample))
         self.account.vectors += reduced
@@ -167,7 +185,7 @@ class LocalObjective:
         self.account.vectors += fresh
         return fresh
 
-    def _without_bad(self, phase: str, sample: Sample, evaluate: Callable[[], Share], reduced: int = 0) -> Share:
+    def _without_bad(self, phase: str, sample: Sample, evaluate: Callable[[], Share], reduced: float = 0) -> Share:
         """Evaluate; while utterances turn non-finite, name them, leave them out and evaluate anew."""
         while True:
             share = self._counted(phase, sample, evaluate, reduced)
@@ -195,6 +213,9 @@ class LocalObjective:
 
     def _moments(self, theta_N: torch.Tensor, sample: Sample) -> Share:
         return self._alone(theta_N, sample, self.evaluator.batch_moments)
+
+    def _factors(self, theta_N: torch.Tensor, sample: Sample, reduce: bool) -> Share:
+        return self._alone(theta_N, sample, functools.partial(self.evaluator.kronecker_factors, reduce=reduce))
 
     def _open(self, theta_N: torch.Tensor, sample: Sample, precision: Precision) -> Share:
         def linearize(theta_N: torch.Tensor, sample: Sample, which: Sequence[int], left_out: frozenset[int]) -> Share:

@@ -13,6 +13,7 @@ from typing import Protocol
 
 import torch
 
+from asr_hf.curvature.kronecker import LinearMap
 from asr_hf.curvature.precision import Precision
 from asr_hf.data.plan import Sample
 from asr_hf.objective.layout import Layout
@@ -56,6 +57,31 @@ class VectorSum:
     value: float
     frames: int
     squares: torch.Tensor | None = None
+
+
+@dataclass(frozen=True)
+class KroneckerSums:
+    """Sums of Kronecker factors, and diagonals where there are none (`curvature.kronecker`).
+
+    Attributes:
+        maps: the weights that have factors.
+        layout: of `vector`: the sums of each map, then one of squares for each other parameter.
+        vector: all sums, float32.
+        frames: that they cover.
+    """
+
+    maps: tuple[LinearMap, ...]
+    layout: Layout
+    vector: torch.Tensor
+    frames: int
+
+    def means(self) -> torch.Tensor:
+        """The vector per frame, the A of each map per position."""
+        means = self.vector / self.frames
+        named = self.layout.views(means)
+        for each in self.maps:
+            named[each.a].div_(named[each.positions].clamp(min=1 / self.frames))
+        return means
 
 
 @dataclass(frozen=True)
@@ -107,6 +133,7 @@ class Account:
             process too, but for those of curvature pairs that only a cluster cuts.
         recomputed: minibatches of the last linearisation that did not fit the byte budget, on all ranks.
         rank_frames, rank_seconds: per rank, frames evaluated and seconds spent computing.
+        idle_ranks: the fewest ranks that a gradient left without a minibatch (None: nobody counted).
     """
 
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PHASES, 0.0))
@@ -115,6 +142,7 @@ class Account:
     recomputed: int = 0
     rank_frames: list[int] = field(default_factory=list)
     rank_seconds: list[float] = field(default_factory=list)
+    idle_ranks: int | None = None
 
     @contextmanager
     def measure(self, phase: str) -> Iterator[None]:
@@ -141,6 +169,10 @@ class Account:
         self.rank_seconds += [0.0] * (rank + 1 - len(self.rank_seconds))
         self.rank_frames[rank] += frames
         self.rank_seconds[rank] += seconds
+
+    def idled(self, ranks: int) -> None:
+        """Enter that so many ranks had no minibatch of a gradient."""
+        self.idle_ranks = ranks if self.idle_ranks is None else min(ranks, self.idle_ranks)
 
 
 class Linearisation(Protocol):
@@ -197,6 +229,13 @@ class Objective(Protocol):
 
         Of a sample whose minibatches are single utterances (unit "utterances", minibatch_frames 1, whole_utterances)
         the squares are Σ_u (∇ℓ_u)², the diagonal of the empirical Fisher matrix of utterances.
+        """
+        ...
+
+    def kronecker_factors(self, theta_N: torch.Tensor, sample: Sample, reduce: bool = False) -> KroneckerSums:
+        """Kronecker factors of the Fisher matrix at θ, of labels drawn by (seed, update, masks, minibatch).
+
+        With `reduce` the positions of a piece at which a weight is used are put together first.
         """
         ...
 

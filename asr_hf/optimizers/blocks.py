@@ -5,6 +5,7 @@ Source: Zhang, Xiong, Bradbury and Socher, Block-diagonal Hessian-free optimizat
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
@@ -20,10 +21,14 @@ class Blocks:
     Args:
         layout: of θ.
         groups: for each block of the partition the blocks of the layout that it holds; empty: θ is one block.
+
+    Attributes:
+        layouts: of the part of each block.
     """
 
     def __init__(self, layout: Layout, groups: Groups = ()) -> None:
         self.groups = groups
+        self.layouts = [layout] if not groups else [_layout_of(layout, group) for group in groups]
         self._size = layout.size
         self._slices = [[slice(0, layout.size)]]
         if groups:
@@ -71,6 +76,16 @@ def partition(layout: Layout, count: int, named: Sequence[Sequence[str]]) -> Gro
     wanted = ", ".join(layout.blocks)
     require(names == sorted(layout.blocks), "optimizer.partition", named, f"must name each block of {wanted} once")
     return tuple(tuple(group) for group in named)
+
+
+def _layout_of(layout: Layout, group: Sequence[str]) -> Layout:
+    """The parameters of a group as they stand in its part of a vector."""
+    slots, offset = [], 0
+    for slot in layout.slots:
+        if slot.block in group:
+            slots.append(replace(slot, offset=offset))
+            offset += slot.size
+    return Layout(tuple(slots))
 
 
 def _joined(layout: Layout, group: Sequence[str]) -> list[slice]:

@@ -1,4 +1,4 @@
-"""The baselines: SGD with momentum and Adam on shuffled frames, with the newbob schedule on the held-out loss."""
+"""What first-order methods share, and the baselines: SGD with momentum and Adam, on shuffled frames."""
 
 import math
 import time
@@ -7,9 +7,11 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from asr_hf.data.plan import Sample
+from asr_hf.objective.layout import Layout
 from asr_hf.objective.objective import Account, Objective
 from asr_hf.optimizers.optimizer import State, StepReport
 from asr_hf.optimizers.samples import drawn, whole_set
+from asr_hf.optimizers.schedule import ScheduleOptions
 from asr_hf.options import option, require
 from asr_hf.solvers.vectors import norm
 
@@ -17,29 +19,22 @@ HELDOUT_MINIBATCH = 2048  # frames per minibatch of held-out loss and statistics
 
 
 @dataclass
-class FirstOrderOptions:
-    """What SGD and Adam share."""
+class FirstOrderOptions(ScheduleOptions):
+    """What all first-order methods share."""
 
-    rate: float = option(0.1, "learning rate at the start")
-    epochs: int = option(20, "largest number of epochs")
     minibatch_frames: int = option(256, "frames per minibatch")
     minibatches_per_step: int = option(1, "minibatches per step; ranks beyond this number idle")
     weight_decay: float = option(0.0, "ω of the penalty ½ω‖θ‖² per frame")
-    newbob_start: float = option(
-        0.005, "relative fall of held-out loss in an epoch below which the rate starts to halve"
-    )
-    newbob_stop: float = option(0.001, "relative fall of held-out loss in an epoch below which a halving run ends")
     piece_frames: int = option(50, "frames of the pieces drawn of models that may be cut anywhere (TDNN)")
     constraint_steps: int = option(4, "steps between the semi-orthogonal steps of a TDNN-F")
     clip: float = option(5.0, "largest ‖gradient‖ per frame; a larger one is scaled down to it")
 
     def __post_init__(self) -> None:
-        for name in ("rate", "clip"):
-            require(getattr(self, name) > 0, f"optimizer.{name}", getattr(self, name), "must be positive")
-        for name in ("epochs", "minibatch_frames", "minibatches_per_step", "piece_frames", "constraint_steps"):
+        super().__post_init__()
+        require(self.clip > 0, "optimizer.clip", self.clip, "must be positive")
+        for name in ("minibatch_frames", "minibatches_per_step", "piece_frames", "constraint_steps"):
             require(getattr(self, name) >= 1, f"optimizer.{name}", getattr(self, name), "must be at least 1")
-        for name in ("weight_decay", "newbob_start", "newbob_stop"):
-            require(getattr(self, name) >= 0, f"optimizer.{name}", getattr(self, name), "must not be negative")
+        require(self.weight_decay >= 0, "optimizer.weight_decay", self.weight_decay, "must not be negative")
 
 
 @dataclass
@@ -122,24 +117,30 @@ class FirstOrder:
     """
 
     options: FirstOrderOptions
-    pause_after = (
-        math.inf
-    )  # seconds after which `step` returns None within an epoch, so that a checkpoint can be written
+    pause_after = math.inf  # seconds after which `step` returns None within an epoch, for a checkpoint
 
     def __init__(self, options: FirstOrderOptions, state: FirstOrderState, seed: int) -> None:
         self.options, self.state, self.seed = options, state, seed
         self._account: Account | None = None
         self._elapsed = 0.0
 
-    def move(self, gradient: torch.Tensor) -> None:
-        """One step on θ with a gradient per frame (N,)."""
-        raise TypeError("FirstOrder is abstract: start it from SgdOptions or AdamOptions")
+    def move(self, gradient: torch.Tensor, loss: float, layout: Layout) -> None:
+        """One step on θ with a gradient per frame (N,), which becomes the method's own, and the loss found with it."""
+        raise TypeError("FirstOrder is abstract: start it from the options of a method")
+
+    def forget(self) -> None:
+        """Let the next step depend on no step before: θ has gone back to the best."""
+        self.state.first.zero_()
+
+    def remark(self) -> str:
+        """What the row of an epoch says of the method's own doings."""
+        return ""
 
     def view(self) -> str:
         o = self.options
         return (
             f"{type(self).__name__}: rate {o.rate:g}, at most {o.epochs} epochs, {o.minibatches_per_step} × "
-            f"{o.minibatch_frames} frames a step, newbob {o.newbob_start:g}/{o.newbob_stop:g}"
+            f"{o.minibatch_frames} frames a step, {o.view()}"
         )
 
     def best(self) -> tuple[torch.Tensor, torch.Tensor]:
@@ -158,6 +159,9 @@ class FirstOrder:
         count = objective.minibatches(epoch)
         a_step = self.options.minibatches_per_step << state.halvings  # as many frames, however small minibatches are
         while state.position < count:
+            if self.options.schedule == "milestones":
+                done = (state.update + state.position / count) / self.options.epochs
+                state.rate = self.options.milestones_rate(done)
             self._one_step(objective, min(a_step, count - state.position))
             if time.perf_counter() - begin > self.pause_after and state.position < count:
                 self._elapsed += time.perf_counter() - begin
@@ -181,7 +185,7 @@ class FirstOrder:
         length = norm(gradient)
         if length > options.clip:
             gradient.mul_(options.clip / length)
-        self.move(gradient)
+        self.move(gradient, answer.value / answer.frames, objective.layout)
         if objective.penalty is not None and state.steps % options.constraint_steps == 0:
             named = objective.layout.views(state.theta)
             state.theta = objective.layout.flatten({**named, **objective.penalty.step(named)})
@@ -190,32 +194,30 @@ class FirstOrder:
         state.norm_sum += length
 
     def _end_epoch(self, objective: Objective, minibatches: int) -> StepReport:
-        """Held-out loss, and newbob: halve the rate each epoch once an epoch gains too little, then stop."""
+        """Held-out loss, the best θ, and newbob: it goes back to the best where an epoch gained nothing."""
         state, options = self.state, self.options
+        newbob = options.schedule == "newbob"
         before, state.heldout = state.best_heldout, self._heldout(objective)
         gain = (before - state.heldout) / (abs(before) or 1.0) if math.isfinite(state.heldout) else -math.inf
         steps = math.ceil(minibatches / (options.minibatches_per_step << state.halvings))
         report = StepReport(
             state.update + 1,
-            gain > 0,
+            gain > 0 or not newbob,
             state.loss_sum / max(1, state.frames),
             state.heldout,
             state.norm_sum / max(1, steps),
             state.rate,
-            note=f"{steps} steps",
+            note=f"{steps} steps{self.remark()}",
         )
         if gain > 0:
             state.best, state.best_buffers = state.theta.clone(), state.buffers.clone()
             state.best_heldout = state.heldout
-        else:  # as in newbob of Kaldi's nnet1: go on from the best
+        elif newbob:  # as in newbob of Kaldi's nnet1: go on from the best
             state.theta, state.buffers = state.best.clone(), state.best_buffers.clone()
-            state.first.zero_()
+            self.forget()
             report.note += "; held-out loss rose, back to the best"
-        if state.halving and gain < options.newbob_stop:
-            state.finished = f"newbob: held-out loss fell by less than {options.newbob_stop:g} of itself"
-        state.halving = state.halving or gain < options.newbob_start
-        if state.halving:
-            state.rate *= 0.5
+        if newbob:
+            state.rate, state.halving, state.finished = options.newbob(state.rate, state.halving, gain)
         state.update += 1
         state.position, state.loss_sum, state.frames, state.norm_sum = 0, 0.0, 0, 0.0
         if not state.finished and state.update >= options.epochs:
@@ -244,7 +246,7 @@ class Sgd(FirstOrder):
         super().__init__(options, state, seed)
         self.momentum = options.momentum
 
-    def move(self, gradient: torch.Tensor) -> None:
+    def move(self, gradient: torch.Tensor, loss: float, layout: Layout) -> None:
         state = self.state
         state.first.mul_(self.momentum).sub_(gradient, alpha=state.rate)
         state.theta = state.theta + state.first
@@ -257,7 +259,7 @@ class Adam(FirstOrder):
         super().__init__(options, state, seed)
         self.betas, self.epsilon = (options.beta1, options.beta2), options.epsilon
 
-    def move(self, gradient: torch.Tensor) -> None:
+    def move(self, gradient: torch.Tensor, loss: float, layout: Layout) -> None:
         state, (beta1, beta2) = self.state, self.betas
         state.first.mul_(beta1).add_(gradient, alpha=1 - beta1)
         state.second.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)

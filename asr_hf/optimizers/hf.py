@@ -24,6 +24,7 @@ from asr_hf.objective.objective import Linearisation, Objective
 from asr_hf.optimizers.blocks import Blocks, partition
 from asr_hf.optimizers.candidates import Search
 from asr_hf.optimizers.line_search import backtrack, minimum_along
+from asr_hf.optimizers.optimizer import StepReport
 from asr_hf.optimizers.second_order import SecondOrder, SecondOrderOptions
 from asr_hf.options import option, require, require_choice
 from asr_hf.solvers.cg import CgResult, Iterate, Progress, cg_steps, view
@@ -36,6 +37,10 @@ class HfOptions(SecondOrderOptions):
     """Hessian-free optimisation (Kingsbury, Sainath and Soltau 2012)."""
 
     warm_start: float = option(0.95, "β: CG starts from β times the last CG iterate of the update before")
+    warm_start_growth: float = option(1.0, "factor of β after each update (Kiros 2013: from 0.5 to 0.99)")
+    warm_start_limit: float = option(0.99, "β grows no further")
+    gradient_frames: int = option(0, "frames of the first gradient sample, of any corpus; 0: gradient_share of them")
+    curvature_frames: int = option(0, "frames of the first curvature sample; 0: curvature_share of them")
     blocks: int = option(1, "diagonal blocks: contiguous groups of layers with about equally many parameters")
     candidates: str = option(
         "backtrack", "backtrack: from the last kept iterate down; each: every kept one as it appears, the best retained"
@@ -53,6 +58,11 @@ class HfOptions(SecondOrderOptions):
         require_choice("optimizer.candidates", self.candidates, ("backtrack", "each"))
         require_choice("optimizer.length", self.length, ("cg", "gauss_newton"))
         require(self.blocks >= 1, "optimizer.blocks", self.blocks, "must be at least 1")
+        for name in ("gradient_frames", "curvature_frames"):
+            require(getattr(self, name) >= 0, f"optimizer.{name}", getattr(self, name), "must not be negative")
+        growth, limit = self.warm_start_growth, self.warm_start_limit
+        require(growth >= 1, "optimizer.warm_start_growth", growth, "must be at least 1")
+        require(0 <= limit < 1, "optimizer.warm_start_limit", limit, "must lie in [0, 1)")
         whole = self.blocks == 1 and len(self.partition) <= 1
         require(
             whole or self.candidates == "backtrack",
@@ -60,6 +70,16 @@ class HfOptions(SecondOrderOptions):
             self.candidates,
             "cannot be each with blocks: their iterates are joined when all are done",
         )
+
+    def view_of_samples(self) -> str:
+        gradient = f"{self.gradient_frames:,}" if self.gradient_frames else f"{self.gradient_share:.0%}"
+        curvature = f"{self.curvature_frames:,}" if self.curvature_frames else f"{self.curvature_share:.1%}"
+        return f"gradient on {gradient}, curvature on {curvature} of the frames"
+
+    def warm_start_after(self, update: int) -> float:
+        if self.warm_start_growth == 1.0:
+            return self.warm_start
+        return min(self.warm_start_limit, self.warm_start * self.warm_start_growth**update)
 
     def require_fit(self, layout: Layout, criterion: Criterion) -> None:
         super().require_fit(layout, criterion)
@@ -74,6 +94,15 @@ class HessianFree(SecondOrder):
 
     options: HfOptions
 
+    def step(self, objective: Objective) -> StepReport:
+        options, state = self.options, self.state
+        if not state.update:  # only now is the size of the corpus known
+            if options.gradient_frames:
+                state.gradient_share = min(1.0, options.gradient_frames / objective.frames("train"))
+            if options.curvature_frames:
+                state.curvature_share = min(1.0, options.curvature_frames / objective.frames("train"))
+        return super().step(objective)
+
     def view(self) -> str:
         o = self.options
         blocks = "" if o.blocks == 1 and not o.partition else f"{len(o.partition) or o.blocks} diagonal blocks; "
@@ -86,7 +115,7 @@ class HessianFree(SecondOrder):
         """CG on (G_bb + λI) d_b = −g_b for every block b, in lock-step."""
         options, blocks = self.options, self._blocks
         each = self.each_candidate(objective) if options.candidates == "each" else None
-        kept = options.cg.kept() if options.accept == "heldout" else set()
+        kept = options.cg.kept() if options.accept != "always" else set()
 
         def offer(progress: Progress) -> None:
             if each is not None and progress.iteration in kept:
@@ -129,6 +158,6 @@ class HessianFree(SecondOrder):
         if self.options.accept == "always":
             last = at_minimum(result.iterates[-1])
             return Search(replace(result, x=last.x, quadratic=last.quadratic))
-        state, candidates = self.state, map(at_minimum, reversed(result.iterates))
-        best = backtrack(candidates, lambda d: self._heldout(objective, state.theta + d.x), state.heldout)
+        theta, candidates = self.state.theta, map(at_minimum, reversed(result.iterates))
+        best = backtrack(candidates, lambda d: self.judged(objective, theta + d.x), self.to_beat)
         return Search(result, best)

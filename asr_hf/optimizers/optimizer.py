@@ -64,6 +64,8 @@ class StepReport:
         self.vectors, self.recomputed = round(account.vectors), account.recomputed
         self.rank_frames = list(account.rank_frames)
         self.rank_seconds = [round(value, 4) for value in account.rank_seconds]
+        if account.idle_ranks:
+            self.note += f"; ranks without a minibatch of any gradient: {account.idle_ranks}"
 
 
 @dataclass

@@ -1,9 +1,9 @@
-"""Preconditioners of an optimiser's systems, made anew for every solve: use counts, Jacobi, L-BFGS, compositions.
+"""Preconditioners of an optimiser's systems, made anew for every solve: use counts, Jacobi, L-BFGS, K-FAC.
 
 Symbols: A = G + λI the damped matrix, P ≈ A the preconditioner, K uses per frame of each parameter (N,),
 (s_k, y_k = A s_k) the curvature pairs that CG met in the solve before.
 Source: Sainath et al. (2013), L-BFGS from CG's own steps (after Morales and Nocedal 2000); Martens (2010), section 4.7,
-Jacobi; Haider et al. (2021), parameters shared over time.
+Jacobi; Haider et al. (2021), parameters shared over time; Martens and Grosse (2015), K-FAC.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,14 +11,17 @@ from dataclasses import dataclass
 
 import torch
 
+from asr_hf.curvature.kronecker import LinearMap
 from asr_hf.objective.layout import Layout
-from asr_hf.objective.objective import Account, Objective
+from asr_hf.objective.objective import Account, KroneckerSums, Named, Objective
 from asr_hf.optimizers.blocks import Blocks
 from asr_hf.options import option, require, require_choice
+from asr_hf.solvers.kronecker import Factored, Kronecker, damped_inverses
 from asr_hf.solvers.pairs import PairStore
 from asr_hf.solvers.preconditioners import Diagonal, Lbfgs, Preconditioner, jacobi, product_of, use_counts
 
-KINDS = ("uses", "jacobi", "lbfgs")
+KINDS = ("uses", "jacobi", "lbfgs", "kfac")
+SHARINGS = ("expand", "reduce")
 STORAGE = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -26,7 +29,9 @@ STORAGE = {"fp32": torch.float32, "bf16": torch.bfloat16}
 class PreconditionerOptions:
     """The preconditioner of CG."""
 
-    kinds: list[str] = option([], "of uses, jacobi, lbfgs; diagonals multiply, and L-BFGS starts from them")
+    kinds: list[str] = option(
+        [], "of uses, jacobi, lbfgs; diagonals multiply, and L-BFGS starts from them; or kfac, alone"
+    )
     pairs: int = option(32, "lbfgs: consecutive pairs of the solve before that are kept; 16, 32 or 64")
     gamma: str = option("last", "lbfgs: scale of the initial matrix, by the last pair or the largest over all")
     storage: str = option("fp32", "lbfgs: fp32, or bf16 at half the memory")
@@ -35,6 +40,10 @@ class PreconditionerOptions:
     exponent: float = option(0.75, "jacobi: exponent of (mean squared gradient + λ)")
     jacobi_share: float = option(0.1, "jacobi: share of the training utterances whose squared gradients are summed")
     power: float = option(1.0, "uses: exponent of K, 1 to 2")
+    decay: float = option(0.95, "kfac: share of earlier updates in the average of factors, at most 1 − 1/k at the kth")
+    sharing: str = option(
+        "expand", "kfac: frames that share a weight: expand, each by itself, or reduce, put together in each piece"
+    )
 
     def __post_init__(self) -> None:
         unknown = [kind for kind in self.kinds if kind not in KINDS]
@@ -47,6 +56,10 @@ class PreconditionerOptions:
         require(0 < self.exponent <= 1, f"{name}.exponent", self.exponent, "must lie in (0, 1]")
         require(0 < self.jacobi_share <= 1, f"{name}.jacobi_share", self.jacobi_share, "must lie in (0, 1]")
         require(1 <= self.power <= 2, f"{name}.power", self.power, "must lie in [1, 2]")
+        alone = "kfac" not in self.kinds or self.kinds == ["kfac"]
+        require(alone, f"{name}.kinds", self.kinds, "cannot hold kfac beside others: it is no diagonal")
+        require(0 <= self.decay < 1, f"{name}.decay", self.decay, "must lie in [0, 1)")
+        require_choice(f"{name}.sharing", self.sharing, SHARINGS)
 
     def view(self) -> str:
         """The preconditioner as configured, in a few words."""
@@ -56,6 +69,7 @@ class PreconditionerOptions:
             "lbfgs": f"L-BFGS of {self.pairs} pairs in {self.storage}"
             + ", cut over the ranks" * self.sharded
             + ", used at once" * self.inside,
+            "kfac": f"K-FAC ({self.sharing}, averaged with decay {self.decay:g})",
         }
         return " · ".join(words[kind] for kind in self.kinds) or "none"
 
@@ -171,3 +185,34 @@ def preconditioners(
                 inner = Lbfgs(store, diagonal, options.gamma, options.inside)
             made.append(None if inner is None else Timed(account, inner))
     return made
+
+
+def averaged(before: torch.Tensor, new: torch.Tensor, passes: int, decay: float) -> torch.Tensor:
+    """Factors after so many passes: their mean at first, then an exponential average (Martens and Grosse 2015)."""
+    return new if passes == 1 else torch.lerp(new, before, min(1 - 1 / passes, decay))
+
+
+def kronecker_preconditioners(
+    sums: KroneckerSums, means: torch.Tensor, blocks: Blocks, damping: float, account: Account
+) -> list[Preconditioner | None]:
+    """P of each block from Kronecker factors.
+
+    Args:
+        sums: whose maps and layout these are.
+        means: factors and diagonals per frame, averaged.
+        damping: λ, weight decay included.
+    """
+    named = sums.layout.views(means)
+    with account.measure("preconditioner"):
+        return [Timed(account, _kronecker(sums.maps, named, layout, damping)) for layout in blocks.layouts]
+
+
+def _kronecker(maps: Sequence[LinearMap], named: Named, layout: Layout, damping: float) -> Kronecker:
+    where = {slot.name: slice(slot.offset, slot.offset + slot.size) for slot in layout.slots}
+    factored = []
+    for each in maps:
+        if each.weight in where:
+            weight, bias = where.pop(each.weight), where.pop(each.bias, None)
+            factored.append(Factored(weight, bias, *damped_inverses(named[each.a], named[each.g], damping)))
+    diagonals = [(place, named[name].flatten() + damping) for name, place in where.items()]
+    return Kronecker(factored, diagonals)

@@ -24,7 +24,7 @@ from asr_hf.criteria.criterion import Criterion
 from asr_hf.curvature.precision import Precision
 from asr_hf.data.plan import Sample
 from asr_hf.objective.layout import Layout
-from asr_hf.objective.objective import Account, Linearisation, Matrix, Objective
+from asr_hf.objective.objective import Account, KroneckerSums, Linearisation, Matrix, Objective
 from asr_hf.optimizers.blocks import Blocks
 from asr_hf.optimizers.candidates import EachAsItAppears, Search
 from asr_hf.optimizers.damping import DampingOptions
@@ -34,7 +34,9 @@ from asr_hf.optimizers.optimizer import StepReport
 from asr_hf.optimizers.preconditioning import (
     PairMemory,
     PreconditionerOptions,
+    averaged,
     diagonal_of,
+    kronecker_preconditioners,
     new_store,
     preconditioners,
 )
@@ -67,8 +69,11 @@ class SecondOrderOptions:
     structural: float = option(0.0, "μ of structural damping λμ on the hidden states of curvature.states")
     weight_decay: float = option(0.0, "ω of the penalty ½ω‖θ‖² per frame")
     accept: str = option(
-        "heldout", "heldout: candidates, Armijo, rejection; always: the last iterate times step, fixed λ (Zhang 2017)"
+        "heldout",
+        "heldout: candidates, Armijo, rejection; sample: the same on the gradient sample alone (Kiros 2013); always: "
+        "the last iterate times step, fixed λ (Zhang 2017)",
     )
+    heldout_every: int = option(1, "updates between held-out losses where none is needed (accept other than heldout)")
     step: float = option(1.0, "η: factor of the direction with accept=always")
     warm_start: float = option(0.0, "β: CG starts from β times the last CG iterate of the update before; 0: from zero")
     stop_rejections: int = option(5, "rejections in a row after which the run is finished")
@@ -84,11 +89,12 @@ class SecondOrderOptions:
         require(self.updates >= 1, "optimizer.updates", self.updates, "must be at least 1")
         for name in ("gradient_share", "curvature_share"):
             require(0 < getattr(self, name) <= 1, f"optimizer.{name}", getattr(self, name), "must lie in (0, 1]")
-        for name in ("minibatch_frames", "curvature_minibatch_frames", "stop_rejections", "piece_frames"):
+        counts = ("minibatch_frames", "curvature_minibatch_frames", "piece_frames", "stop_rejections", "heldout_every")
+        for name in counts:
             require(getattr(self, name) >= 1, f"optimizer.{name}", getattr(self, name), "must be at least 1")
         for name in ("weight_decay", "structural"):
             require(getattr(self, name) >= 0, f"optimizer.{name}", getattr(self, name), "must not be negative")
-        require_choice("optimizer.accept", self.accept, ("heldout", "always"))
+        require_choice("optimizer.accept", self.accept, ("heldout", "sample", "always"))
         require(self.step > 0, "optimizer.step", self.step, "must be positive")
         require(0 <= self.warm_start < 1, "optimizer.warm_start", self.warm_start, "must lie in [0, 1)")
         flexible = self.cg.beta == "flexible"
@@ -102,13 +108,20 @@ class SecondOrderOptions:
     def view(self) -> str:
         """What all methods say of themselves."""
         growth = f", {self.growth.schedule} growth" if self.growth.schedule != "constant" else ""
-        untested = "" if self.accept == "heldout" else f"step {self.step:g}, not tested; "
+        judged = {"sample": "judged on the gradient sample; ", "always": f"step {self.step:g}, not tested; "}
         return (
-            f"{self.updates} updates; gradient on {self.gradient_share:.0%}, curvature on {self.curvature_share:.1%} "
-            f"of the frames{growth}; λ₀ {self.damping.initial:g} "
-            f"(×{self.damping.drop:.3g} / ×{self.damping.boost:.3g}); {untested}"
+            f"{self.updates} updates; {self.view_of_samples()}{growth}; λ₀ {self.damping.initial:g} "
+            f"(×{self.damping.drop:.3g} / ×{self.damping.boost:.3g}); {judged.get(self.accept, '')}"
             f"preconditioner {self.preconditioner.view()}; warm start {self.warm_start:g}"
         )
+
+    def view_of_samples(self) -> str:
+        """How large the first samples are."""
+        return f"gradient on {self.gradient_share:.0%}, curvature on {self.curvature_share:.1%} of the frames"
+
+    def warm_start_after(self, update: int) -> float:
+        """β with which the next update starts."""
+        return self.warm_start
 
     def require_fit(self, layout: Layout, criterion: Criterion) -> None:
         """Refuse what the model or the criterion does not have (OptionError)."""
@@ -137,6 +150,7 @@ class SecondOrder(ABC):
         self._loss_at_theta = math.nan
         self._wanted_share = 1.0  # what the variance test asks of the next gradient sample
         self._mean_square: torch.Tensor | None = None  # of utterances' gradients at θ (N,), for Jacobi
+        self._factors: KroneckerSums | None = None  # the last ones; their average is part of the state
         self._regulariser: Regulariser
         self._blocks: Blocks
 
@@ -184,7 +198,7 @@ class SecondOrder(ABC):
         search = self._search(objective, b, report)
         solution = search.result
         if options.accept == "always":
-            self._move_always(objective, solution, report)
+            self._move_always(solution, report)
         else:
             self._choose(objective, b, search, report)
         report.note += search.remark
@@ -193,21 +207,22 @@ class SecondOrder(ABC):
         return report
 
     def _choose(self, objective: Objective, b: torch.Tensor, search: Search, report: StepReport) -> None:
-        """The candidate of lowest held-out loss; nothing moves unless it is below that of θ."""
+        """The candidate of lowest held-out loss (or the gradient sample's); nothing moves unless it is below θ's."""
         state, iterates, best = self.state, search.result.iterates, search.best
         if best is None and iterates:
-            best = backtrack(reversed(iterates), lambda d: self._heldout(objective, state.theta + d.x), state.heldout)
+            best = backtrack(reversed(iterates), lambda d: self.judged(objective, state.theta + d.x), self.to_beat)
         if best is None:
             report.note = f"rejected: {search.result.reason.value}"
-        elif best[1] < state.heldout:
+        elif best[1] < self.to_beat:
             self._try(objective, b, *best, report)
         else:
-            report.note = "rejected: no CG iterate lowers the held-out loss"
+            what = "held-out loss" if self.options.accept == "heldout" else "loss of the gradient sample"
+            report.note = f"rejected: no CG iterate lowers the {what}"
 
-    def _try(self, objective: Objective, b: torch.Tensor, chosen: Iterate, heldout: float, report: StepReport) -> None:
+    def _try(self, objective: Objective, b: torch.Tensor, chosen: Iterate, judged: float, report: StepReport) -> None:
         """ρ and Armijo along the chosen iterate; θ moves and λ follows ρ unless Armijo or held-out loss forbid it."""
-        state, d, current = self.state, chosen.x, self._loss_at_theta
-        loss_at_d = self._loss(objective, state.theta + d)
+        state, d, current, by_heldout = self.state, chosen.x, self._loss_at_theta, self.options.accept == "heldout"
+        loss_at_d = self._loss(objective, state.theta + d) if by_heldout else judged
         slope = -dot(b, d)
         predicted = chosen.quadratic - 0.5 * state.damping * dot(d, d)  # q(d) = φ(d) − ½λ‖d‖²
         report.rho = (loss_at_d - current) / predicted if predicted < -NEGLIGIBLE else None
@@ -219,36 +234,37 @@ class SecondOrder(ABC):
             return
         alpha, _ = found
         moved = state.theta + alpha * d
-        if alpha != 1.0:
-            heldout = self._heldout(objective, moved)
-            if heldout >= state.heldout:
+        if alpha != 1.0 and by_heldout:
+            judged = self._heldout(objective, moved)
+            if judged >= state.heldout:
                 report.note = "rejected: Armijo's shorter step does not lower the held-out loss"
                 return
-        state.theta, state.heldout = moved, heldout
+        state.theta = moved
+        if by_heldout:
+            state.heldout = judged
         state.damping = self.options.damping.after(state.damping, report.rho)
-        report.accepted, report.step, report.heldout = True, alpha, heldout
+        report.accepted, report.step = True, alpha
         report.note = f"iterate {chosen.iteration} of {report.cg_iterations}"
 
-    def _move_always(self, objective: Objective, solution: CgResult, report: StepReport) -> None:
+    def _move_always(self, solution: CgResult, report: StepReport) -> None:
         """θ + ηd with the last iterate, whatever the loss does."""
         state, step = self.state, self.options.step
         if not solution.iterations:
             report.note = f"rejected: {solution.reason.value}"
             return
         state.theta = state.theta + step * solution.x
-        state.heldout = self._heldout(objective, state.theta)
-        report.accepted, report.step, report.heldout = True, step, state.heldout
+        report.accepted, report.step = True, step
         report.note = f"iterate {solution.iterations}, not tested"
 
     def _conclude(self, objective: Objective, solution: CgResult, report: StepReport) -> None:
         """What the next update starts from, and whether there is one."""
         state, options = self.state, self.options
         if report.accepted:
-            if objective.normalisations:
-                self._take_stock(objective)
-                report.heldout = state.heldout
+            self._take_stock(objective)
+            report.heldout = state.heldout
             state.rejections = 0
-            state.direction = solution.x.mul_(options.warm_start) if options.warm_start else torch.empty(0)
+            beta = options.warm_start_after(state.update)
+            state.direction = solution.x.mul_(beta) if beta else torch.empty(0)
         else:
             state.rejections += 1
             state.direction = torch.empty(0)
@@ -327,11 +343,20 @@ class SecondOrder(ABC):
         return start if start.numel() else None
 
     def each_candidate(self, objective: Objective) -> EachAsItAppears:
-        """Evaluates candidates d at θ + d on the held-out set."""
-        return EachAsItAppears(lambda d: self._heldout(objective, self.state.theta + d))
+        """Evaluates candidates d at θ + d."""
+        return EachAsItAppears(lambda d: self.judged(objective, self.state.theta + d))
+
+    def judged(self, objective: Objective, theta: torch.Tensor) -> float:
+        """What candidates are judged by: the held-out loss, or with accept=sample that of the gradient sample."""
+        return (self._loss if self.options.accept == "sample" else self._heldout)(objective, theta)
+
+    @property
+    def to_beat(self) -> float:
+        """The same at θ."""
+        return self._loss_at_theta if self.options.accept == "sample" else self.state.heldout
 
     def _prepare_preconditioner(self, objective: Objective) -> None:
-        """Pairs of A at the λ of this update, and the squared gradients that Jacobi asks for."""
+        """Pairs of A at the λ of this update, the squared gradients that Jacobi asks for, Kronecker factors."""
         state, kinds = self.state, self.options.preconditioner.kinds
         if "jacobi" in kinds and self._mean_square is None:
             share = self.options.preconditioner.jacobi_share
@@ -341,6 +366,11 @@ class SecondOrder(ABC):
             answer = objective.squared_gradients(state.theta, sample)
             assert answer.squares is not None
             self._mean_square = answer.squares.div_(answer.frames)
+        if "kfac" in kinds:
+            options, sample = self.options.preconditioner, self._sample(objective, "curvature")
+            self._factors = objective.kronecker_factors(state.theta, sample, options.sharing == "reduce")
+            state.passes += 1
+            state.factors = averaged(state.factors, self._factors.means(), state.passes, options.decay)
         if "lbfgs" not in kinds:
             return
         with objective.account.measure("preconditioner"):
@@ -354,6 +384,9 @@ class SecondOrder(ABC):
         """P of each block, and where CG is to put its pairs."""
         options, memory, count = self.options.preconditioner, self.state.memory, len(self._blocks)
         damping = self.state.damping + self.options.weight_decay
+        if self._factors is not None:
+            factors, account = self.state.factors, objective.account
+            return kronecker_preconditioners(self._factors, factors, self._blocks, damping, account), [None] * count
         diagonal_N = diagonal_of(options, objective.layout, self._mean_square, damping)
         if memory is None:
             return preconditioners(options, self._blocks, diagonal_N, [None] * count, objective.account), [None] * count
@@ -370,12 +403,17 @@ class SecondOrder(ABC):
     # Samples and what is evaluated on them.
 
     def _take_stock(self, objective: Objective) -> None:
-        """Held-out loss of θ; before it, where the model has normalisations, their statistics at θ."""
-        state = self.state
+        """At a new θ: statistics where the model has normalisations, then its held-out loss where it is to be known."""
+        state, options = self.state, self.options
         if objective.normalisations:
             state.buffers = objective.statistics(state.theta, self._sample(objective, "gradient"))
             objective.set_buffers(state.buffers)
-        state.heldout = self._heldout(objective, state.theta)
+        if options.accept == "heldout":
+            due = objective.normalisations > 0  # else the candidate's is that of θ
+        else:
+            due = state.update % options.heldout_every == 0 or state.update == options.updates
+        if due or math.isnan(state.heldout):
+            state.heldout = self._heldout(objective, state.theta)
 
     def _evaluate_gradient(self, objective: Objective) -> tuple[torch.Tensor, float]:
         """g and L per frame at θ on the gradient sample, R included; with it what the variance test asks for."""

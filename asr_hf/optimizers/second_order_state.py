@@ -25,6 +25,7 @@ class SecondOrderState(State):
         precision: of the curvature products, decided at the first update; empty: not yet.
         pairs_s, pairs_y, pairs_damping: curvature pairs (m, N) and λ of their A as a checkpoint gave them; within a run
             `memory` holds them instead; at most `most_pairs`.
+        factors, passes: Kronecker factors and diagonals averaged over updates, and how many updates went in.
     """
 
     damping: float = 1.0
@@ -38,6 +39,8 @@ class SecondOrderState(State):
     pairs_s: torch.Tensor = field(default_factory=lambda: torch.empty(0))
     pairs_y: torch.Tensor = field(default_factory=lambda: torch.empty(0))
     pairs_damping: float = 0.0
+    factors: torch.Tensor = field(default_factory=lambda: torch.empty(0))
+    passes: int = 0
 
     def __post_init__(self) -> None:
         self.memory: PairMemory | None = None
@@ -64,6 +67,7 @@ class SecondOrderState(State):
             "pairs are none of vectors like theta": s_mN.shape != y_mN.shape
             or (s_mN.numel() and s_mN.shape[1:] != vector),
             "pairs are more than optimizer.preconditioner.pairs": s_mN.numel() > self.most_pairs * self.theta.numel(),
+            "factors are of no pass": bool(self.factors.numel()) != bool(self.passes),
             f"damping is {self.damping}": self.damping <= 0,
             f"shares of the samples are {shares}": not all(0 < share <= 1 for share in shares),
             f"precision is {self.precision!r}": self.precision not in ("", *(each.value for each in Precision)),

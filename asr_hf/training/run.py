@@ -4,7 +4,7 @@ import math
 import shutil
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 
 from asr_hf.cluster.device import chosen_device
 from asr_hf.cluster.launch import launched_ranks
+from asr_hf.curvature.options import CurvatureOptions
 from asr_hf.errors import Diverged, InputError, OptionError
 from asr_hf.models.acoustic import AcousticModel
 from asr_hf.models.saved import load_model, log_prior, save_model
@@ -36,6 +37,7 @@ class TrainingOptions:
 
     seed: int = option(0, "seed of initial weights, samples and orders")
     init: str = option("", "MODEL folder to start from instead of random weights; {seed} in it is the seed")
+    init_seed: int | None = option(None, "seed of initial weights alone; null: training.seed")
     checkpoint_seconds: float = option(300.0, "seconds between checkpoints within an epoch of a first-order method")
     keep_checkpoints: int = option(2, "last checkpoints that are kept; so is the one with the lowest held-out loss")
     prior_floor: float = option(1e-5, "smallest prior of a pdf: rarer pdfs get this share of the frames")
@@ -44,7 +46,8 @@ class TrainingOptions:
     budget: float = option(0.0, "gradient-equivalents after which the run ends, its last update whole (0: no limit)")
 
     def __post_init__(self) -> None:
-        require(self.seed >= 0, "training.seed", self.seed, "must not be negative")
+        for name, seed in (("seed", self.seed), ("init_seed", self.init_seed or 0)):
+            require(seed >= 0, f"training.{name}", seed, "must not be negative")
         require(self.checkpoint_seconds > 0, "training.checkpoint_seconds", self.checkpoint_seconds, "must be positive")
         require(self.keep_checkpoints >= 1, "training.keep_checkpoints", self.keep_checkpoints, "must be at least 1")
         require(0 < self.prior_floor < 1, "training.prior_floor", self.prior_floor, "must lie in (0, 1)")
@@ -122,7 +125,7 @@ def _train(run_dir: Path, options: Options, config_yaml: str, preemption: Preemp
             optimizer, preemption.checkpoint = _started(run_dir, options, theta, evaluator, print)
             _halve(optimizer.state, halvings)
             print(f"beginning again after update {optimizer.state.update}", flush=True)
-        _finish(run_dir, model, evaluator, optimizer, options, corpus)
+        write_model(run_dir, model, evaluator, *optimizer.best(), options, corpus)
     except OSError as error:
         raise InputError(
             f"run folder {run_dir} cannot be written ({error})",
@@ -180,13 +183,7 @@ def _updates(
         except UpdateLost:
             return False
         except OutOfMemory as error:
-            if objective.halvings == MOST_HALVINGS:
-                raise InputError(
-                    f"{error}, though minibatches have 2^-{MOST_HALVINGS} of their frames",
-                    "Lower curvature.budget_gib, or take a smaller model.",
-                ) from None
-            objective.halvings += 1
-            print(f"{error}; minibatches have 2^-{objective.halvings} of the frames from now on", flush=True)
+            halve_minibatches(objective, error)
             return False
         if objective.account is not account:  # the same one while an epoch is paused
             account, entered = objective.account, 0.0
@@ -207,6 +204,17 @@ def _updates(
     return True
 
 
+def halve_minibatches(objective: LocalObjective, error: OutOfMemory) -> None:
+    """Let an objective whose device has too little memory evaluate smaller minibatches (InputError: none are left)."""
+    if objective.halvings == MOST_HALVINGS:
+        raise InputError(
+            f"{error}, though minibatches have 2^-{MOST_HALVINGS} of their frames",
+            "Lower curvature.budget_gib, or take a smaller model.",
+        ) from None
+    objective.halvings += 1
+    print(f"{error}; minibatches have 2^-{objective.halvings} of the frames from now on", flush=True)
+
+
 def load_data(options: Options, check: bool, say: Callable[[str], None] = print) -> Corpus:
     """The corpus of a run; the master checks it and says what it leaves out, workers (`check` False) do neither."""
     frames, sequence = options["model"].frame_model, options["criterion"].sequence
@@ -216,13 +224,14 @@ def load_data(options: Options, check: bool, say: Callable[[str], None] = print)
 def build(options: Options, corpus: Corpus) -> tuple[AcousticModel, Evaluator]:
     """The model of a run with its initial weights, and this process' evaluator."""
     settings: TrainingOptions = options["training"]
-    criterion, curvature = options["criterion"].build(corpus.hmm), options["curvature"]
-    model = options["model"].build(corpus.sets["train"].dim, corpus.num_pdfs, settings.seed)
+    criterion = options["criterion"].build(corpus.hmm)
+    seed = settings.seed if settings.init_seed is None else settings.init_seed
+    model = options["model"].build(corpus.sets["train"].dim, corpus.num_pdfs, seed)
     if criterion.branched:
-        model.add_branch(settings.seed)
+        model.add_branch(seed)
     if not criterion.sequence:
         model.start_from_prior(torch.from_numpy(log_prior(corpus.pdf_counts, settings.prior_floor)))
-    _require_states(options, model)
+    curvature = _with_states(options, model)
     if corpus.subsampling not in (0, model.subsampling):
         raise OptionError(
             f"{corpus.hmm} has one label for {corpus.subsampling} frames, the model one output for {model.subsampling}",
@@ -241,12 +250,20 @@ def build(options: Options, corpus: Corpus) -> tuple[AcousticModel, Evaluator]:
     return model, evaluator
 
 
-def _require_states(options: Options, model: AcousticModel) -> None:
-    """Refuse structural damping without hidden states, and states that the model does not have (OptionError)."""
-    states, structural = options["curvature"].states, getattr(options["optimizer"], "structural", 0.0)
+def _with_states(options: Options, model: AcousticModel) -> CurvatureOptions:
+    """The curvature options, all hidden states named where structural damping names none.
+
+    Raises:
+        OptionError: the model does not have such states, or has none.
+    """
+    curvature: CurvatureOptions = options["curvature"]
+    states, structural = curvature.states, getattr(options["optimizer"], "structural", 0.0)
     unknown = [name for name in states if name not in model.states]
     require(not unknown, "curvature.states", states, f"must be hidden states of the model: {', '.join(model.states)}")
-    require(bool(states) or not structural, "optimizer.structural", structural, "needs curvature.states")
+    if not structural or states:
+        return curvature
+    require(bool(model.states), "optimizer.structural", structural, "needs a model with hidden states")
+    return replace(curvature, states=list(model.states))
 
 
 def open_objective(options: Options, evaluator: Evaluator) -> LocalObjective:
@@ -275,16 +292,21 @@ def _initial(folder: str, evaluator: Evaluator) -> torch.Tensor:
     return evaluator.layout.flatten(dict(module.named_parameters())).detach().clone()
 
 
-def _finish(
-    run_dir: Path, model: AcousticModel, evaluator: Evaluator, optimizer: Optimizer, options: Options, corpus: Corpus
+def write_model(
+    folder: Path,
+    model: AcousticModel,
+    evaluator: Evaluator,
+    theta: torch.Tensor,
+    buffers: torch.Tensor,
+    options: Options,
+    corpus: Corpus,
 ) -> None:
-    """Make RUN a MODEL: parameters, prior, hmm.json and the fingerprint of the features."""
-    theta, buffers = optimizer.best()
+    """Make a folder a MODEL: θ (N,), statistics (empty: none), prior, hmm.json and the fingerprint of the features."""
     with torch.no_grad():
         for name, value in evaluator.layout.views(theta).items():
             model.get_parameter(name).copy_(value)
     if buffers.numel():
         evaluator.set_buffers(buffers)
-    shutil.copyfile(corpus.hmm / "hmm.json", run_dir / "hmm.json")
-    corpus.fingerprint.save(run_dir)
-    save_model(run_dir, model, options["model"], log_prior(corpus.pdf_counts, options["training"].prior_floor))
+    shutil.copyfile(corpus.hmm / "hmm.json", folder / "hmm.json")
+    corpus.fingerprint.save(folder)
+    save_model(folder, model, options["model"], log_prior(corpus.pdf_counts, options["training"].prior_floor))

@@ -39,6 +39,7 @@ def master(corpus: Path, out: Path, dedicated: bool) -> None:
     objective.gradient(theta, chunks)
     by_minibatch = objective.gradient(theta, chunks, squares=True).squares
     by_utterance = objective.squared_gradients(theta, utterances).squares
+    factors = objective.kronecker_factors(theta, chunks, reduce=True)
     objective.loss(theta + 0.1, Sample("heldout", whole_utterances=True))
     theta.mul_(1.01)
     with objective.linearize(theta, chunks) as lin:
@@ -48,7 +49,8 @@ def master(corpus: Path, out: Path, dedicated: bool) -> None:
     answers = {
         "squares": [digest(by_minibatch), digest(by_utterance)],
         "equivalents": {phase: value.hex() for phase, value in account.equivalents.items()},
-        "vectors": account.vectors,
+        "factors": digest(factors.vector),
+        "vectors": account.vectors - factors.vector.numel() / len(theta),
     }
     out.write_text(json.dumps(answers))
 

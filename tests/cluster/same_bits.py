@@ -26,8 +26,11 @@ from asr_hf.objective.objective import Matrix
 from asr_hf.optimizers.first_order import AdamOptions, SgdOptions
 from asr_hf.optimizers.growth import GrowthOptions
 from asr_hf.optimizers.hf import HfOptions
+from asr_hf.optimizers.kfac import KfacOptions
 from asr_hf.optimizers.ng import NgOptions
 from asr_hf.optimizers.nghf import NghfOptions
+from asr_hf.optimizers.nlcg import NlcgOptions
+from asr_hf.optimizers.nlcg_search import SearchOptions
 from asr_hf.optimizers.preconditioning import PreconditionerOptions
 from asr_hf.optimizers.samples import drawn
 from asr_hf.solvers.cg import CgOptions
@@ -51,6 +54,8 @@ RELATIVES = {
     "sharded": HfOptions(
         **FEW, blocks=2, preconditioner=PreconditionerOptions(["jacobi", "lbfgs"], 4, storage="bf16", sharded=True)
     ),
+    "kfac": KfacOptions(**SMALL),
+    "hf_kfac": HfOptions(**FEW, blocks=2, preconditioner=PreconditionerOptions(["kfac"])),
     "zhang": HfOptions(**FEW, blocks=2, accept="always", step=0.5),
     "ng": NgOptions(**FEW),
     "nghf_start": NghfOptions(**FEW, preconditioner=PreconditionerOptions(["uses"])),
@@ -59,8 +64,11 @@ RELATIVES = {
 FIRST_ORDER = {
     "sgd": SgdOptions(epochs=1, minibatches_per_step=3, minibatch_frames=64),
     "adam": AdamOptions(epochs=1, minibatches_per_step=3, minibatch_frames=64),
+    "nlcg": NlcgOptions(
+        epochs=1, minibatches_per_step=3, minibatch_frames=64, beta="polak_ribiere", search=SearchOptions(interval=2)
+    ),
 }
-METHODS = {"dnn": (*RELATIVES, *FIRST_ORDER), "lfmmi": ("sainath", "nghf_start", "adam")}
+METHODS = {"dnn": (*RELATIVES, *FIRST_ORDER), "lfmmi": ("sainath", "kfac", "nghf_start", "adam", "nlcg")}
 
 
 def digest(vector: torch.Tensor) -> str:
@@ -99,6 +107,7 @@ def master(corpus_dir: Path, out: Path, names: list[str], dedicated: bool) -> No
         "rank_frames": [report.rank_frames for report in reports],
         "vectors": [report.vectors for report in reports],
         "recomputed": [report.recomputed for report in reports],
+        "notes": [report.note for report in reports],
     }
     out.write_text(json.dumps({"answers": answers, "account": account, "ranks": launched_ranks()}))
 
@@ -133,7 +142,7 @@ def run(options: dict, methods: Sequence[str], reduced: bool) -> tuple[dict, lis
         optimizer = {**RELATIVES, **FIRST_ORDER}[name].start(theta.clone(), 0)
         while not optimizer.state.finished:
             report = optimizer.step(objective)
-            if name in RELATIVES and name != "sharded":  # one process sends no pairs
+            if name != "sharded":  # one process sends no pairs
                 reports.append(report)
         answers[name] = [digest(vector) for vector in optimizer.best()]
     return answers, reports

@@ -76,7 +76,7 @@ class Evaluator:
         share.vector = torch.zeros(N, dtype=torch.float64)
         return share
 
-    batch_moments = gradient
+    batch_moments = kronecker_factors = gradient
 
     def linearize(self, theta: torch.Tensor, sample: Sample, *rest: Any) -> tuple[Share, Any]:
         product = lambda v_N, matrix: torch.zeros(N, dtype=torch.float64)  # noqa: E731
@@ -108,7 +108,8 @@ RIGHT = [
     record(8, Command.PAIRS, store=1, operation=Operation.APPEND, size=N),
     record(9, Command.PAIRS, store=1, operation=Operation.DROP),
     record(10, Command.CLOSE),
-    record(11, Command.LEAVE),
+    record(11, Command.FACTORS, DRAWN, reduce=1),
+    record(12, Command.LEAVE),
 ]
 
 

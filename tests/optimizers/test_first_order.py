@@ -1,6 +1,4 @@
-"""SGD with momentum and Adam against torch's own, and the newbob schedule."""
-
-import math
+"""SGD with momentum and Adam against torch's own, and what first-order methods share."""
 
 import numpy as np
 import pytest
@@ -11,6 +9,7 @@ from asr_hf.data.minibatch import TrainingSet
 from asr_hf.errors import OptionError
 from asr_hf.models.tdnnf import TdnnfOptions
 from asr_hf.objective.evaluator import Evaluator
+from asr_hf.objective.layout import Layout
 from asr_hf.objective.local import LocalObjective
 from asr_hf.optimizers.first_order import AdamOptions, SgdOptions
 
@@ -32,61 +31,13 @@ def test_steps_are_those_of_torch(options, theirs) -> None:
         parameter.grad = gradient.clone()
         reference.step()
         optimizer.state.steps += 1
-        optimizer.move(gradient.clone())
+        optimizer.move(gradient.clone(), 0.0, Layout(()))
         assert torch.allclose(optimizer.state.theta, parameter.detach(), rtol=1e-4, atol=1e-6)
 
 
-class Scripted:
-    """An objective whose held-out losses are written down: what newbob does depends on them alone."""
-
-    def __init__(self, heldout: list[float]) -> None:
-        self.heldout = list(heldout)
-        self.account = None
-        self.frame_model = self.windowed = True
-        self.normalisations, self.penalty, self.chunk, self.subsampling = 0, None, 0, 1
-
-    def begin_update(self) -> None: ...
-
-    def minibatches(self, sample) -> int:
-        return 4
-
-    def loss(self, theta, sample):
-        from asr_hf.objective.objective import Sum
-
-        return Sum(self.heldout.pop(0), 1)
-
-    def gradient(self, theta, sample, batch_statistics=False):
-        from asr_hf.objective.objective import VectorSum
-
-        return VectorSum(torch.ones_like(theta), 1.0, 1)
-
-
-def test_newbob_halves_once_gains_are_small_and_stops_once_they_vanish() -> None:
-    heldout = [2.0, 1.0, 0.999, 0.9, 0.8999]  # start; a good epoch; a poor one: halve from now on; good; poor: stop
-    optimizer = SgdOptions(rate=0.4, momentum=0.0).start(torch.zeros(3), seed=0)
-    objective, rates = Scripted(heldout), []
-    while not optimizer.state.finished:
-        report = optimizer.step(objective)
-        rates.append(report.step)
-    assert rates == pytest.approx([0.4, 0.4, 0.2, 0.1])
-    assert "newbob" in optimizer.state.finished
-    assert optimizer.state.steps == 16
-
-
-def test_an_epoch_that_hurts_is_taken_back() -> None:
-    optimizer = SgdOptions(rate=0.1, momentum=0.0, epochs=2).start(torch.zeros(3), seed=0)
-    objective = Scripted([2.0, 1.0, math.inf])
-    optimizer.step(objective)
-    after_one = optimizer.state.theta.clone()
-    report = optimizer.step(objective)
-    assert not report.accepted
-    assert torch.equal(optimizer.state.theta, after_one)
-    assert torch.equal(optimizer.best()[0], after_one)
-
-
-def test_the_gradient_is_clipped() -> None:
+def test_the_gradient_is_clipped(scripted) -> None:
     optimizer = SgdOptions(rate=1.0, momentum=0.0, clip=0.5, epochs=1).start(torch.zeros(4), seed=0)
-    optimizer.step(Scripted([2.0, 1.0]))
+    optimizer.step(scripted([2.0, 1.0]))
     assert float(optimizer.state.theta.norm()) == pytest.approx(4 * 0.5)
 
 

@@ -35,6 +35,7 @@ OPTIMIZERS = {
     "nghf": ["optimizer=nghf", *CG],
     "sgd": ["optimizer=sgd", "optimizer.epochs=5"],
     "adam": ["optimizer=adam", "optimizer.epochs=5"],
+    "nlcg": ["optimizer=nlcg", "optimizer.epochs=5", "optimizer.minibatches_per_step=1"],
 }
 TENSORS, SCALARS, SUMS = FILES = ("state.safetensors", "state.json", "SHA256SUMS")
 

@@ -28,8 +28,14 @@ METHODS = {
     "nghf": ["optimizer=nghf", *CG],
     "sgd": ["optimizer=sgd", "optimizer.epochs=2", "optimizer.minibatch_frames=200"],
     "adam": ["optimizer=adam", "optimizer.epochs=2", "optimizer.minibatch_frames=200"],
+    "nlcg": [
+        "optimizer=nlcg",
+        "optimizer.epochs=2",
+        "optimizer.minibatch_frames=50",
+        "optimizer.minibatches_per_step=4",
+    ],
 }
-FIRST_ORDER = ("sgd", "adam")
+FIRST_ORDER = ("sgd", "adam", "nlcg")
 
 
 def overrides(corpus: Path, *more: str) -> list[str]:
@@ -74,6 +80,7 @@ def same(whole: Path, parted: Path) -> bool:
         ("nghf", signal.SIGUSR1),
         ("sgd", signal.SIGUSR1),
         ("adam", signal.SIGTERM),
+        ("nlcg", signal.SIGTERM),
     ],
 )
 def test_the_same_command_goes_on_to_the_same_bits(
@@ -127,7 +134,7 @@ def test_a_second_sigterm_kills(tiny_corpus: Path, tmp_path: Path) -> None:
     """The first comes while a first-order method evaluates: it waits for the step's end, which never comes."""
     program = (
         "import sys, time; from asr_hf.optimizers.first_order import Adam; from asr_hf.cli.main import main\n"
-        "def endless(self, gradient):\n"
+        "def endless(*_):\n"
         "    print('in the step', flush=True)\n"
         "    while True: time.sleep(0.01)\n"
         "Adam.move = endless\nmain()"

@@ -340,7 +340,7 @@ def test_the_log_survives_a_cut_line(tmp_path: Path) -> None:
     ("settings", "named"),
     [
         (["model=lstm", "model.cells=4", "curvature.states=[lstm9]"], r"curvature\.states.*lstm9"),
-        (["model=lstm", "model.cells=4", "optimizer.structural=0.1"], r"optimizer\.structural"),
+        (["model.hidden_layers=0", "optimizer.structural=0.1"], r"optimizer\.structural"),
         (["curvature.precision=half"], r"curvature\.precision"),
         (["optimizer=hf_blocks", "model.hidden_layers=1"], r"optimizer\.blocks"),
         (["optimizer.partition=[[layer1]]"], r"optimizer\.partition"),
