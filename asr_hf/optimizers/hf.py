@@ -25,7 +25,8 @@ from asr_hf.optimizers.blocks import Blocks, partition
 from asr_hf.optimizers.candidates import Search
 from asr_hf.optimizers.line_search import backtrack, minimum_along
 from asr_hf.optimizers.optimizer import StepReport
-from asr_hf.optimizers.second_order import SecondOrder, SecondOrderOptions
+from asr_hf.optimizers.second_order import SecondOrder
+from asr_hf.optimizers.second_order_options import SecondOrderOptions
 from asr_hf.options import option, require, require_choice
 from asr_hf.solvers.cg import CgResult, Iterate, Progress, cg_steps, view
 from asr_hf.solvers.lock_step import combine, lock_step

@@ -20,7 +20,8 @@ import torch
 from asr_hf.objective.objective import Linearisation, Objective
 from asr_hf.optimizers.candidates import Search
 from asr_hf.optimizers.preconditioning import PreconditionerOptions
-from asr_hf.optimizers.second_order import SecondOrder, SecondOrderOptions
+from asr_hf.optimizers.second_order import SecondOrder
+from asr_hf.optimizers.second_order_options import SecondOrderOptions
 from asr_hf.options import option, require
 from asr_hf.solvers.cg import CgResult, Iterate, Operator
 from asr_hf.solvers.stopping import StopReason

@@ -25,7 +25,8 @@ from asr_hf.objective.layout import Layout
 from asr_hf.objective.objective import Linearisation, Objective
 from asr_hf.optimizers.candidates import AtMinimum, Search
 from asr_hf.optimizers.samples import utterances, whole_utterances
-from asr_hf.optimizers.second_order import SecondOrder, SecondOrderOptions
+from asr_hf.optimizers.second_order import SecondOrder
+from asr_hf.optimizers.second_order_options import SecondOrderOptions
 from asr_hf.options import option, require, require_choice
 from asr_hf.solvers.cg import CgOptions, Operator, conjugate_gradients, scaled_directions, view
 from asr_hf.solvers.vectors import dot, norm

@@ -25,7 +25,7 @@ from asr_hf.optimizers.kfac import KfacOptions, minimum_in_span
 from asr_hf.optimizers.ng import NgOptions
 from asr_hf.optimizers.nghf import NghfOptions
 from asr_hf.optimizers.preconditioning import PreconditionerOptions, averaged
-from asr_hf.optimizers.second_order import SecondOrderOptions
+from asr_hf.optimizers.second_order_options import SecondOrderOptions
 from asr_hf.solvers.cg import CgOptions
 from asr_hf.solvers.stopping import StopReason
 from asr_hf.training.checkpoint import restore_latest, write_checkpoint

@@ -14,7 +14,7 @@ from asr_hf.optimizers.hf import HfOptions
 from asr_hf.optimizers.ng import NgOptions
 from asr_hf.optimizers.nghf import NghfOptions
 from asr_hf.optimizers.preconditioning import PreconditionerOptions
-from asr_hf.optimizers.second_order import SecondOrderOptions
+from asr_hf.optimizers.second_order_options import SecondOrderOptions
 from asr_hf.solvers.cg import CgOptions
 
 Small = Callable[..., tuple[LocalObjective, torch.Tensor]]
