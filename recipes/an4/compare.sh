@@ -14,7 +14,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/../common.sh"
 dir=$root/exp/an4-compare
 parse_options "$@"
 
-conf=recipes/an4/conf systems=recipes/an4/compare seeds="0 1 2"
+conf=recipes/an4/conf systems=recipes/an4/compare seeds="0 1 2" reference=hf budgets="--budget 20 --trial-budget 8"
 
 # of FEATS ALI: the corpus of a run
 of() { echo "corpus.train=$1/train corpus.heldout=$1/heldout corpus.alignments=$2"; }
@@ -37,9 +37,9 @@ first_epochs() {
 compare() {
   local name=$1 model=$2 start=$3 init=()
   [[ $start == random ]] || init=("training.init='$dir/start-${name%%-*}-{seed}'")
-  asr-hf compare "$dir/$name" "${@:4}" --config-dir "$conf" --seeds 0,1,2 --budget 20 --trial-budget 8 --jobs "$nj" \
+  asr-hf compare "$dir/$name" "${@:4}" --config-dir "$conf" --seeds 0,1,2 $budgets --jobs "$nj" \
     --dev exp/an4/fbank/dev --dev-alignments "$dir/ali-dev" --graph exp/an4/graph-tri --wer-seeds 0 \
-    --decode-dev exp/an4/fbank/dev --decode-test exp/an4/fbank/test --reference hf \
+    --decode-dev exp/an4/fbank/dev --decode-test exp/an4/fbank/test --reference "$reference" \
     $(of exp/an4/fbank exp/an4/ali) model="$model" "${init[@]}"
 }
 
@@ -69,9 +69,9 @@ chain_start() {
 
 # compare_lfmmi NAME FILE…
 compare_lfmmi() {
-  asr-hf compare "$dir/$1" "${@:2}" --config-dir "$conf" --seeds 0,1,2 --budget 20 --trial-budget 8 --jobs "$nj" \
+  asr-hf compare "$dir/$1" "${@:2}" --config-dir "$conf" --seeds 0,1,2 $budgets --jobs "$nj" \
     --dev exp/an4/fbank/dev --dev-alignments "$dir/chain-dev" --graph "$dir/graph-chain" --wer-seeds 0 \
-    --decode-dev exp/an4/fbank/dev --decode-test exp/an4/fbank/test --reference hf \
+    --decode-dev exp/an4/fbank/dev --decode-test exp/an4/fbank/test --reference "$reference" \
     $(of exp/an4/fbank "$dir/chain") criterion=lfmmi model=an4_chain_small "training.init='$dir/start-chain-{seed}'"
 }
 
@@ -87,3 +87,7 @@ for k in 1 2 3 4; do
 done
 stage 11 "chain HMMs, and TDNNs trained by cross-entropy" chain_start
 stage 12 "lattice-free MMI after cross-entropy" compare_lfmmi tdnn-lfmmi "$systems"/{,samples-,matrices-}lfmmi.yaml
+# batches up to the whole corpus: 20 epochs each, as their schedule says, in trials too
+reference=sgd_64 budgets="--budget 0 --trial-budget 0"
+stage 13 "large batches: TDNN from random weights" compare tdnn-batches an4_tdnn_small random "$systems"/batches.yaml
+stage 14 "large batches: lattice-free MMI after cross-entropy" compare_lfmmi lfmmi-batches "$systems"/batches.yaml
