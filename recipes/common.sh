@@ -71,7 +71,7 @@ stage() {
   shift 2
   ((number >= ${stage:-0} && number <= stop_stage)) || return 0
   finished=$dir/.done/$nn began=$dir/.done/$nn.began log=$dir/log/$nn.log
-  command="$*"$'\n'$(text_of "$1")
+  command=$(echo "$*" && text_of "$1") # without a newline at its end, as files are read here
   if [[ -z $stage && -f $finished && $(<"$finished") == "$command" ]]; then
     return 0
   fi

@@ -72,6 +72,12 @@ def test_a_line_a_stage_and_finished_stages_are_skipped(recipe: Recipe, ran: Ran
     assert (second.returncode, second.stdout, ran()) == (0, "", [])
 
 
+def test_a_finished_stage_that_is_no_function_is_skipped_too(recipe: Recipe, ran: Ran) -> None:
+    first, second = recipe(third="true"), recipe(third="true")
+    assert (first.returncode, first.stdout.count("\n")) == (0, 4)
+    assert (second.returncode, second.stdout) == (0, "")
+
+
 def test_a_changed_command_runs_again_with_all_later_ones(recipe: Recipe, ran: Ran) -> None:
     recipe()
     ran()
