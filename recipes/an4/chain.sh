@@ -52,9 +52,9 @@ chains() {
 }
 
 # network RANKS NAME CHAIN CONF OVERRIDE…: CONF is a checksum of the options, so that a change of them makes the stage run again.
-# WER on dev of the TDNN by Adam with a weight of the cross-entropy branch of 0: 4.3, 4.2 (seeds), 0.1: 3.7, 3.4,
-# 0.25: 3.0, 3.8, 5.0, 0.5: 3.0, 4.3, 1: 4.0; one error is 0.16. Beside 0.1, dropout of 0.1 and 0.2 gave 4.0 and 3.7,
-# output_l2 of 5e-4 4.6, whole utterances 5.0.
+# WER on dev of the TDNN by Adam, by seed, with a weight of the cross-entropy branch of 0: 4.3, -, 4.2; 0.1: 3.7, 3.4, -;
+# 0.25: 3.0, 3.8, 5.0 (the third run after it was chosen); 0.5: 3.0, 4.3, -; 1: 4.0. One error is 0.16: seeds differ as much
+# as weights. Beside 0.1, dropout of 0.1 and 0.2 gave 4.0 and 3.7, output_l2 of 5e-4 4.6, whole utterances 5.0 (seed 0).
 network() {
   local ranks=$1 run=$dir/$2
   $resume || rm -rf "$run"
