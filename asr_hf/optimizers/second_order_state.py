@@ -67,6 +67,7 @@ class SecondOrderState(State):
             "pairs are none of vectors like theta": s_mN.shape != y_mN.shape
             or (s_mN.numel() and s_mN.shape[1:] != vector),
             "pairs are more than optimizer.preconditioner.pairs": s_mN.numel() > self.most_pairs * self.theta.numel(),
+            "factors are no vector in float32": (self.factors.dtype, self.factors.dim()) != (torch.float32, 1),
             "factors are of no pass": bool(self.factors.numel()) != bool(self.passes),
             f"damping is {self.damping}": self.damping <= 0,
             f"shares of the samples are {shares}": not all(0 < share <= 1 for share in shares),

@@ -12,8 +12,9 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -28,6 +29,8 @@ NAME = re.compile(r"(\d{6,18})-(\d{8,18})")
 LARGEST_COUNT = 2**53  # what every reader of JSON takes for a whole number
 
 Layout = list[dict[str, Any]]
+Sizes = Mapping[str, int]
+NO_SIZES: Sizes = MappingProxyType({})
 
 
 def write_checkpoint(folder: Path, state: State, layout: Layout, keep: int) -> Path:
@@ -83,7 +86,7 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def restore_latest(
-    folder: Path, state: State, layout: Layout, say: Callable[[str], None] = print, *, buffers: int | None = None
+    folder: Path, state: State, layout: Layout, say: Callable[[str], None] = print, sizes: Sizes = NO_SIZES
 ) -> Path | None:
     """Fill `state` from the newest checkpoint that is whole; returns its folder, None if there is none.
 
@@ -95,7 +98,7 @@ def restore_latest(
         state: as it is at the start of a run; left alone unless a checkpoint is taken.
         layout: of the parameters.
         say: receives a line about each damaged checkpoint.
-        buffers: elements of the model's statistics (None: not checked).
+        sizes: elements of tensors that are empty at the start of a run, where the model determines them.
 
     Raises:
         InputError: checkpoints exist and none is whole, or the newest is of another model or optimiser.
@@ -107,7 +110,7 @@ def restore_latest(
             if description["state"] != type(state).__name__ or description["layout"] != layout:
                 raise InputError(f"checkpoint {path} is of another model or optimiser", "Name another run folder.")
             values = {**load_file(path / TENSORS), **description["scalars"]}
-            fault = _fault(state, values, layout, buffers) or _misplaced(path, values)
+            fault = _fault(state, values, layout, sizes) or _misplaced(path, values)
             if fault:
                 raise ValueError(fault)
         except (OSError, ValueError, RecursionError, SafetensorError) as error:
@@ -136,7 +139,7 @@ def _description(path: Path) -> dict[str, Any]:
     return description
 
 
-def _fault(state: State, values: dict[str, Any], layout: Layout, buffers: int | None) -> str:
+def _fault(state: State, values: dict[str, Any], layout: Layout, sizes: Sizes) -> str:
     """Why `values` cannot be those of a state like this one, which is at its start; empty if they can."""
     fields = {field.name: field for field in dataclasses.fields(state)}
     if set(values) != set(fields):
@@ -151,8 +154,9 @@ def _fault(state: State, values: dict[str, Any], layout: Layout, buffers: int | 
         setattr(there, name, value)
     if layout and there.theta.numel() != sum(math.prod(slot["shape"]) for slot in layout):
         return "theta is not of the layout"
-    if buffers is not None and there.buffers.numel() not in (0, buffers):
-        return "buffers are not those of the model"
+    for name, size in sizes.items():
+        if getattr(there, name).numel() not in (0, size):
+            return f"{name} are not those of the model"
     return there.fault()
 
 

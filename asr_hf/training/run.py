@@ -140,9 +140,15 @@ def _started(
     """The optimiser where the run's last checkpoint left it, and that; or at θ, and None."""
     optimizer: Optimizer = options["optimizer"].start(theta.clone(), options["training"].seed)
     folder, layout = run_dir / "checkpoints", evaluator.layout.to_json()
-    restored = restore_latest(folder, optimizer.state, layout, say, buffers=evaluator.buffers.size)
+    restored = restore_latest(folder, optimizer.state, layout, say, tensor_sizes(optimizer.state, evaluator))
     optimizer.state.move(evaluator.device)
     return optimizer, restored
+
+
+def tensor_sizes(state: State, evaluator: Evaluator) -> dict[str, int]:
+    """Elements of those tensors of a state whose number the model determines, by field name."""
+    sizes = {"buffers": evaluator.buffers.size}
+    return {**sizes, "factors": evaluator.factors.size} if hasattr(state, "factors") else sizes
 
 
 def _halve(state: State, halvings: int) -> None:

@@ -25,7 +25,7 @@ from asr_hf.errors import InputError
 from asr_hf.objective.local import LocalObjective
 from asr_hf.optimizers.optimizer import Optimizer
 from asr_hf.training.checkpoint import restore_latest, write_checkpoint
-from asr_hf.training.run import build, load_data
+from asr_hf.training.run import tensor_sizes, build, load_data
 from asr_hf.training.run_config import is_finished
 
 SMALL = ["model.hidden_layers=1", "model.width=6", "model.context=0", "model.norm=batch"]
@@ -33,6 +33,7 @@ CG = ["optimizer.cg.max_iterations=3", "optimizer.curvature_share=0.2", "optimiz
 OPTIMIZERS = {
     "hf": ["optimizer=hf", *CG, "optimizer.preconditioner.kinds=[jacobi,lbfgs]", "optimizer.preconditioner.pairs=4"],
     "nghf": ["optimizer=nghf", *CG],
+    "kfac": ["optimizer=kfac", *CG],
     "sgd": ["optimizer=sgd", "optimizer.epochs=5"],
     "adam": ["optimizer=adam", "optimizer.epochs=5"],
     "nlcg": ["optimizer=nlcg", "optimizer.epochs=5", "optimizer.minibatches_per_step=1"],
@@ -52,8 +53,8 @@ class Begun:
     def restore(self, folder: Path) -> tuple[Optimizer, Path | None, list[str]]:
         """A new optimiser from a folder of checkpoints, which one it took, and what was said."""
         optimizer, said = self.start(), []
-        layout, buffers = self.objective.layout.to_json(), self.objective.evaluator.buffers.size
-        return optimizer, restore_latest(folder, optimizer.state, layout, said.append, buffers=buffers), said
+        layout, sizes = self.objective.layout.to_json(), tensor_sizes(optimizer.state, self.objective.evaluator)
+        return optimizer, restore_latest(folder, optimizer.state, layout, said.append, sizes), said
 
 
 @pytest.fixture(scope="module", params=OPTIMIZERS)
