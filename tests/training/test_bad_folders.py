@@ -25,7 +25,7 @@ from asr_hf.errors import InputError
 from asr_hf.objective.local import LocalObjective
 from asr_hf.optimizers.optimizer import Optimizer
 from asr_hf.training.checkpoint import restore_latest, write_checkpoint
-from asr_hf.training.run import tensor_sizes, build, load_data
+from asr_hf.training.run import build, load_data, tensor_sizes
 from asr_hf.training.run_config import is_finished
 
 SMALL = ["model.hidden_layers=1", "model.width=6", "model.context=0", "model.norm=batch"]
