@@ -3,6 +3,7 @@
 Neither has a leak; each row has all frames. Shape suffixes: B rows, T output frames, P pdfs, S states, A arcs.
 """
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -63,7 +64,12 @@ def log_domain(graph: ChainGraph, dtype: torch.dtype) -> LogTotals:
 
 def linear_domain(graph: ChainGraph, pdfs: int, dtype: torch.dtype) -> LogTotals:
     """log Z by a sparse (CSR) product a frame, scaled to sum 1 after each."""
-    weights_MS = chain_moves(graph, pdfs, torch.device("cpu"), dtype).weights_MS
+    weights = chain_moves(graph, pdfs, torch.device("cpu"), dtype).weights_MS
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta state")
+        warnings.filterwarnings("ignore", message="Sparse invariant checks are implicitly disabled")
+        size = (2 * graph.states, graph.states)
+        weights_MS = torch.sparse_csr_tensor(weights.starts, weights.column, weights.value, size=size)
     entry_S, loop_S = torch.as_tensor(graph.entry_S), torch.as_tensor(graph.loop_S)
     initial_S1 = torch.as_tensor(graph.initial_S, dtype=dtype)[:, None]
 

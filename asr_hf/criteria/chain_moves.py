@@ -5,7 +5,6 @@ the forward recursion is x[pdf_M]∘(weights_MS·α'), its two halves added up.
 Shape suffixes: S states, M moves, P pdfs.
 """
 
-import warnings
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,22 +14,38 @@ from asr_hf.hmm.chain_graph import ChainGraph
 
 
 @dataclass(frozen=True)
+class Sparse:
+    """A sparse matrix by rows: where each begins and the last ends, then columns and values."""
+
+    starts: torch.Tensor
+    column: torch.Tensor
+    value: torch.Tensor
+
+    def __matmul__(self, dense: torch.Tensor) -> torch.Tensor:
+        """Itself times a dense matrix: torch's sum of weighted embeddings, 1.4 to 2.3 times as fast as its CSR."""
+        sums, *_ = torch.embedding_bag(
+            dense, self.column, self.starts, per_sample_weights=self.value, include_last_offset=True
+        )
+        return sums
+
+
+@dataclass(frozen=True)
 class ChainMoves:
     """The tensors of a chain graph on a device, in one precision.
 
     Attributes:
-        weights_MS: CSR, weight of the move from each state; `weights_SM` its transpose.
+        weights_MS: weight of the move from each state; `weights_SM` its transpose.
         pdf_M: int64, pdf that the move reads.
-        of_pdf_PM: CSR of ones, the moves that read a pdf.
+        of_pdf_PM: ones, the moves that read a pdf.
         terms_S: weights into the state, and two more: how many roundings a frame's a(j) has seen.
         unused_P: bool, pdfs that no path can read; None: there are none.
         initial_S: weight of being in a state before the first frame.
     """
 
-    weights_MS: torch.Tensor
-    weights_SM: torch.Tensor
+    weights_MS: Sparse
+    weights_SM: Sparse
     pdf_M: torch.Tensor
-    of_pdf_PM: torch.Tensor
+    of_pdf_PM: Sparse
     terms_S: torch.Tensor
     unused_P: torch.Tensor | None
     initial_S: torch.Tensor
@@ -39,9 +54,9 @@ class ChainMoves:
     def states(self) -> int:
         return len(self.initial_S)
 
-    def read(self, x_Pb: torch.Tensor) -> torch.Tensor:
-        """What each move reads (M, b), in fresh memory."""
-        return x_Pb.index_select(0, self.pdf_M)
+    def read(self, x_Pb: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+        """What each move reads (M, b)."""
+        return torch.index_select(x_Pb, 0, self.pdf_M, out=out)
 
 
 def chain_moves(graph: ChainGraph, num_pdfs: int, device: torch.device, dtype: torch.dtype) -> ChainMoves:
@@ -55,10 +70,10 @@ def chain_moves(graph: ChainGraph, num_pdfs: int, device: torch.device, dtype: t
     ones_M, all_M = np.ones(moves), np.arange(moves)
     unused_P = np.bincount(pdf_M[move], minlength=num_pdfs) == 0
     return ChainMoves(
-        weights_MS=_csr(move, state, weight, (moves, states), device, dtype),
-        weights_SM=_csr(state, move, weight, (states, moves), device, dtype),
+        weights_MS=_sparse(move, state, weight, moves, device, dtype),
+        weights_SM=_sparse(state, move, weight, states, device, dtype),
         pdf_M=torch.as_tensor(pdf_M, device=device),
-        of_pdf_PM=_csr(pdf_M, all_M, ones_M, (num_pdfs, moves), device, dtype),
+        of_pdf_PM=_sparse(pdf_M, all_M, ones_M, num_pdfs, device, dtype),
         terms_S=torch.as_tensor(2 + np.bincount(move % states, minlength=states), dtype=dtype, device=device),
         unused_P=torch.as_tensor(unused_P, device=device) if unused_P.any() else None,
         initial_S=torch.as_tensor(graph.initial_S, dtype=dtype, device=device),
@@ -70,28 +85,18 @@ def by_state(x_Mb: torch.Tensor) -> torch.Tensor:
     return x_Mb.view(2, len(x_Mb) // 2, -1)
 
 
-def spmm(sparse: torch.Tensor, dense: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
-    """sparse @ dense, without the matrix of zeros to which `@` would add it."""
-    out = dense.new_empty(len(sparse), dense.shape[1]) if out is None else out
-    return torch.addmm(out, sparse, dense, beta=0, out=out)
-
-
-def _csr(
+def _sparse(
     row: np.ndarray,
     column: np.ndarray,
     value: np.ndarray,
-    shape: tuple[int, int],
+    rows: int,
     device: torch.device,
     dtype: torch.dtype,
-) -> torch.Tensor:
+) -> Sparse:
     order = np.lexsort((column, row))
-    starts = np.searchsorted(row[order], np.arange(shape[0] + 1))
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta state")
-        warnings.filterwarnings("ignore", message="Sparse invariant checks are implicitly disabled")
-        return torch.sparse_csr_tensor(
-            torch.as_tensor(starts, dtype=torch.int32, device=device),
-            torch.as_tensor(column[order], dtype=torch.int32, device=device),
-            torch.as_tensor(value[order], dtype=dtype, device=device),
-            size=shape,
-        )
+    starts = np.searchsorted(row[order], np.arange(rows + 1))
+    return Sparse(
+        torch.as_tensor(starts, dtype=torch.int32, device=device),
+        torch.as_tensor(column[order], dtype=torch.int32, device=device),
+        torch.as_tensor(value[order], dtype=dtype, device=device),
+    )

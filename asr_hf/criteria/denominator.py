@@ -17,7 +17,7 @@ Shape suffixes: B rows, T output frames, P pdfs, S states, M = 2S moves; b rows 
 import numpy as np
 import torch
 
-from asr_hf.criteria.chain_moves import ChainMoves, by_state, chain_moves, spmm
+from asr_hf.criteria.chain_moves import ChainMoves, by_state, chain_moves
 from asr_hf.criteria.log_paths import LogPaths, Numerators
 from asr_hf.criteria.paths import Rows
 from asr_hf.hmm.chain_graph import ChainGraph, Numerator
@@ -79,7 +79,7 @@ class Forward:
         unused_P = self.moves.unused_P
         read_BTP = y_BTP if unused_P is None else y_BTP.masked_fill(unused_P, -torch.inf)
         largest_BT1 = read_BTP.amax(dim=-1, keepdim=True)
-        self.x_TPB = self.rows.by_frame(read_BTP - largest_BT1).exp_()
+        self.x_TPB = self.rows.by_frame(read_BTP).sub_(self.rows.by_frame(largest_BT1)).exp_()
         self.u = self.rows.block(2 * self.moves.states, y_BTP)
         self.scale_TB = y_BTP.new_ones(y_BTP.shape[1] + 1, len(y_BTP))
         self.scale_TB[0] = self.moves.initial_S.sum()
@@ -89,16 +89,17 @@ class Forward:
         self.log_total_B = self._log_total(largest_BT1[..., 0])
 
     def _run(self) -> None:
-        moves, states = self.moves, self.moves.states
-        initial_S1 = moves.initial_S[:, None]
-        alpha_SB = (self.final * initial_S1).repeat(1, self.scale_TB.shape[1])
-        for t, u_Mb in enumerate(self.u):
-            active = u_Mb.shape[1]
-            self.x_TPB[t].div_(self.scale_TB[t])
-            spmm(moves.weights_MS, alpha_SB[:, :active], out=u_Mb).mul_(moves.read(self.x_TPB[t, :, :active]))
-            alpha_Sb = torch.add(u_Mb[:states], u_Mb[states:], out=alpha_SB[:, :active])
-            scale_b = torch.sum(alpha_Sb, dim=0, out=self.scale_TB[t + 1, :active])
-            alpha_Sb.addcmul_(initial_S1, scale_b, value=self.leak)
+        moves, rows, initial_S1 = self.moves, self.rows, self.moves.initial_S[:, None]
+        alpha_Sb = (self.final * initial_S1).repeat(1, self.scale_TB.shape[1])
+        x, scales, next_scales = rows.views(self.x_TPB), rows.views(self.scale_TB), rows.views(self.scale_TB[1:])
+        frames = zip(self.u, x, scales, next_scales, rows.scratch(2 * moves.states, self.x_TPB), strict=True)
+        for u_Mb, x_Pb, scale_b, next_scale_b, read_Mb in frames:
+            alpha_Sb = rows.narrowed(alpha_Sb, u_Mb)
+            moves.read(x_Pb.div_(scale_b), out=read_Mb)
+            torch.mul(moves.weights_MS @ alpha_Sb, read_Mb, out=u_Mb)
+            torch.add(*by_state(u_Mb), out=alpha_Sb)
+            torch.sum(alpha_Sb, dim=0, out=next_scale_b)
+            alpha_Sb.addcmul_(initial_S1, next_scale_b, value=self.leak)
 
     def _log_total(self, largest_BT: torch.Tensor) -> torch.Tensor:
         rows = self.rows
@@ -154,20 +155,24 @@ class DenominatorPaths:
 
     def _backward(self) -> tuple[torch.Tensor, torch.Tensor]:
         """γ (B, T, P), and a bound (B,) on the share of Z that was lost to rounding to zero."""
-        moves, forward = self._moves, self.forward
+        moves, forward, rows = self._moves, self.forward, self.forward.rows
         gamma_TPB = torch.zeros_like(forward.x_TPB)
-        worth_TB = torch.zeros_like(forward.scale_TB[1:])
-        back_SB = (1.0 / (forward.final * forward.last_scale_B)).repeat(moves.states, 1)
-        for t, beta_Sb in reversed(list(enumerate(self._beta))):
-            active = beta_Sb.shape[1]
-            back_Sb = back_SB[:, :active]
-            torch.add(back_Sb, self._leak_S @ back_Sb, out=beta_Sb)
-            torch.mv(beta_Sb.t(), moves.terms_S, out=worth_TB[t, :active])
-            u_2Sb = by_state(forward.u[t])
-            gamma_TPB[t, :, :active] = spmm(moves.of_pdf_PM, (u_2Sb * beta_Sb).flatten(0, 1))
-            x_2Sb = by_state(moves.read(forward.x_TPB[t, :, :active]))
-            back_Sb.copy_(spmm(moves.weights_SM, x_2Sb.mul_(beta_Sb).flatten(0, 1)))
-        return forward.rows.by_row(gamma_TPB), forward.lost_share(worth_TB)
+        leak_and_terms_2S = torch.stack([self._leak_S, moves.terms_S])
+        sums_T2B = gamma_TPB.new_zeros(len(gamma_TPB), 2, gamma_TPB.shape[2])  # of both, with β'(t + 1)
+        end_SB = (1.0 / (forward.final * forward.last_scale_B)).expand(moves.states, -1)
+        back_Sb = end_SB[:, :0]
+        x, gamma, sums = rows.views(forward.x_TPB), rows.views(gamma_TPB), rows.views(sums_T2B)
+        frames = zip(forward.u, self._beta, x, gamma, sums, rows.scratch(2 * moves.states, gamma_TPB), strict=True)
+        for u_Mb, beta_Sb, x_Pb, gamma_Pb, sums_2b, z_Mb in reversed(list(frames)):
+            back_Sb = rows.widened(back_Sb, end_SB, beta_Sb)
+            torch.mm(leak_and_terms_2S, back_Sb, out=sums_2b)
+            torch.add(back_Sb, sums_2b[0], out=beta_Sb)
+            torch.mul(by_state(u_Mb), beta_Sb, out=by_state(z_Mb))
+            gamma_Pb.copy_(moves.of_pdf_PM @ z_Mb)
+            by_state(moves.read(x_Pb, out=z_Mb)).mul_(beta_Sb)
+            back_Sb = moves.weights_SM @ z_Mb
+        worth_TB = sums_T2B[:, 1] + moves.terms_S.sum() * sums_T2B[:, 0]  # Σ terms∘β
+        return rows.by_row(gamma_TPB), forward.lost_share(worth_TB)
 
     @torch.no_grad()
     def covariance(self, v_BTP: torch.Tensor) -> torch.Tensor:
@@ -189,33 +194,36 @@ class DenominatorPaths:
 
     def _tangent_forward(self, v_TPB: torch.Tensor) -> tuple[list[torch.Tensor], torch.Tensor]:
         """u̇ of each frame (M, b), and ṡ(T) (B,)."""
-        moves, states = self._moves, self._moves.states
-        du = self.forward.rows.block(2 * states, v_TPB)
-        dalpha_SB = v_TPB.new_zeros(states, v_TPB.shape[2])
+        moves, forward, rows = self._moves, self.forward, self.forward.rows
+        du = rows.block(2 * moves.states, v_TPB)
+        dalpha_Sb = v_TPB.new_zeros(moves.states, v_TPB.shape[2])
         dscale_B = v_TPB.new_zeros(v_TPB.shape[2])
-        for t, (u_Mb, du_Mb) in enumerate(zip(self.forward.u, du, strict=True)):
-            active = u_Mb.shape[1]
-            spmm(moves.weights_MS, dalpha_SB[:, :active], out=du_Mb)
-            du_Mb.mul_(moves.read(self.forward.x_TPB[t, :, :active]))
-            du_Mb.addcmul_(u_Mb, moves.read(v_TPB[t, :, :active]))
-            dalpha_Sb = torch.add(du_Mb[:states], du_Mb[states:], out=dalpha_SB[:, :active])
-            dscale_b = torch.sum(dalpha_Sb, dim=0, out=dscale_B[:active])
+        x, v = rows.views(forward.x_TPB), rows.views(v_TPB)
+        frames = zip(forward.u, du, x, v, rows.scratch(2 * moves.states, v_TPB), strict=True)
+        for u_Mb, du_Mb, x_Pb, v_Pb, read_Mb in frames:
+            dalpha_Sb = rows.narrowed(dalpha_Sb, u_Mb)
+            torch.mul(moves.weights_MS @ dalpha_Sb, moves.read(x_Pb, out=read_Mb), out=du_Mb)
+            du_Mb.addcmul_(u_Mb, moves.read(v_Pb, out=read_Mb))
+            torch.add(*by_state(du_Mb), out=dalpha_Sb)
+            dscale_b = torch.sum(dalpha_Sb, dim=0, out=dscale_B[: u_Mb.shape[1]])
             dalpha_Sb.addcmul_(self._leak_S[:, None], dscale_b)
         return du, dscale_B
 
     def _tangent_backward(self, v_TPB: torch.Tensor, du: list[torch.Tensor], dscale_B: torch.Tensor) -> torch.Tensor:
-        """γ̇ (T, P, B), per pdf the sum over its moves of u̇∘β + u∘β̇."""
-        moves, forward = self._moves, self.forward
+        """γ̇ (T, P, B), per pdf the sum over its moves of u̇∘β + u∘β̇; the memory of u̇ is used up."""
+        moves, forward, rows = self._moves, self.forward, self.forward.rows
         product_TPB = torch.zeros_like(v_TPB)
-        dback_SB = (-dscale_B / (forward.final * forward.last_scale_B.square())).repeat(moves.states, 1)
-        for t, beta_Sb in reversed(list(enumerate(self._beta))):
-            active = beta_Sb.shape[1]
-            dback_Sb = dback_SB[:, :active]
+        end_SB = (-dscale_B / (forward.final * forward.last_scale_B.square())).expand(moves.states, -1)
+        dback_Sb = end_SB[:, :0]
+        x, v, product = rows.views(forward.x_TPB), rows.views(v_TPB), rows.views(product_TPB)
+        scratch = rows.scratch(2 * moves.states, v_TPB)
+        frames = zip(forward.u, du, self._beta, x, v, product, scratch, strict=True)
+        for u_Mb, du_Mb, beta_Sb, x_Pb, v_Pb, product_Pb, z_Mb in reversed(list(frames)):
+            dback_Sb = rows.widened(dback_Sb, end_SB, beta_Sb)
             dbeta_Sb = dback_Sb.add_(self._leak_S @ dback_Sb)
-            dgamma_2Sb = by_state(du[t]).mul_(beta_Sb).addcmul_(by_state(forward.u[t]), dbeta_Sb)
-            product_TPB[t, :, :active] = spmm(moves.of_pdf_PM, dgamma_2Sb.flatten(0, 1))
-            v_2Sb = by_state(moves.read(v_TPB[t, :, :active]))
-            x_2Sb = by_state(moves.read(forward.x_TPB[t, :, :active]))
-            dx_beta_2Sb = v_2Sb.mul_(beta_Sb).add_(dbeta_Sb).mul_(x_2Sb)
-            dback_Sb.copy_(spmm(moves.weights_SM, dx_beta_2Sb.flatten(0, 1)))
+            by_state(du_Mb).mul_(beta_Sb).addcmul_(by_state(u_Mb), dbeta_Sb)
+            product_Pb.copy_(moves.of_pdf_PM @ du_Mb)
+            by_state(moves.read(v_Pb, out=z_Mb)).mul_(beta_Sb).add_(dbeta_Sb)
+            z_Mb.mul_(moves.read(x_Pb, out=du_Mb))
+            dback_Sb = moves.weights_SM @ z_Mb
         return product_TPB
