@@ -66,11 +66,12 @@ second_order() {
   network 1 "$1-first-epoch" chain "$2" model="$3" optimizer=adam_lfmmi optimizer.epochs=1
   network "$ranks" "$1" chain "$2" model="$3" training.init="$dir/$1-first-epoch" optimizer="$4"
 }
-# the best network of run.sh by cross-entropy, on the same perturbed speech
+# The rival, on the same perturbed speech and chosen by as many trials. WER on dev by dropout (0, 0.1, 0.2; seed 0): DNN 4.2, 4.0,
+# 3.4; run.sh's TDNN 4.2, 3.7, 3.5; the TDNN above, at every frame, 3.8, 3.8, 4.0. DNN at a rate of 1e-4, without dropout: 4.8.
 cross_entropy() {
   $resume || rm -rf "$dir/dnn-ce-adam"
   asr-hf train "$dir/dnn-ce-adam" --config-dir recipes/an4/conf corpus.train="$train" corpus.heldout="$fbank/heldout" \
-    corpus.alignments="$dir/ali" model=an4 optimizer=adam_an4 training.seed="$seed"
+    corpus.alignments="$dir/ali" model=an4 model.dropout=0.2 optimizer=adam_an4 training.seed="$seed"
 }
 conf=$(cat recipes/an4/conf/{model/an4_chain_*,optimizer/*_lfmmi}.yaml | cksum)
 scoring="  tune on dev, decode and score dev and test"
