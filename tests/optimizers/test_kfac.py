@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,7 +27,6 @@ from asr_hf.optimizers.preconditioning import PreconditionerOptions, averaged
 from asr_hf.optimizers.second_order_options import SecondOrderOptions
 from asr_hf.solvers.cg import CgOptions
 from asr_hf.solvers.stopping import StopReason
-from asr_hf.training.checkpoint import restore_latest, write_checkpoint
 
 Small = Callable[..., tuple[LocalObjective, torch.Tensor]]
 KFAC = PreconditionerOptions(["kfac"])
@@ -217,40 +215,6 @@ def test_with_weights_shared_over_time(small_objective: Small, model: Any, shari
         reports.append(optimizer.step(objective))
     assert sum(report.accepted for report in reports) >= 2
     assert reports[-1].heldout < 0.97 * reports[0].loss
-
-
-@pytest.mark.parametrize("name", ["kfac", "hf_blocks"])
-def test_a_resumed_run_goes_on_with_the_same_bits(small_objective: Small, tmp_path: Path, name: str) -> None:
-    options = replace(METHODS[name], updates=4, curvature_share=0.2)
-    objective, theta = small_objective()
-    layout = objective.layout.to_json()
-    whole = options.start(theta.clone(), seed=3)
-    while not whole.state.finished:
-        whole.step(objective)
-    parted = options.start(theta.clone(), seed=3)
-    while not parted.state.finished:
-        parted.step(small_objective()[0])
-        write_checkpoint(tmp_path, parted.state, layout, keep=1)
-        parted = options.start(theta.clone(), seed=3)
-        restore_latest(tmp_path, parted.state, layout)
-    for key, tensor in whole.state.tensors().items():
-        assert torch.equal(tensor, parted.state.tensors()[key]), key
-    assert whole.state.scalars() == parted.state.scalars()
-    assert whole.state.passes == 4
-
-
-def test_a_zero_gradient_ends_in_a_rejection_with_its_reason(small_objective: Small) -> None:
-    objective, theta = small_objective()
-    answer = objective.gradient
-
-    def zero(*arguments: object, **options: object) -> object:
-        found = answer(*arguments, **options)
-        return replace(found, vector=found.vector.zero_())
-
-    objective.gradient = zero
-    report = KfacOptions().start(torch.zeros_like(theta), seed=0).step(objective)
-    assert not report.accepted
-    assert "the right-hand side is zero" in report.note
 
 
 def test_impossible_options_are_refused() -> None:

@@ -19,6 +19,7 @@ from asr_hf.optimizers.blocks import Blocks, partition
 from asr_hf.optimizers.damping import DampingOptions
 from asr_hf.optimizers.growth import GrowthOptions, variance_share
 from asr_hf.optimizers.hf import HfOptions
+from asr_hf.optimizers.kfac import KfacOptions
 from asr_hf.optimizers.ng import NgOptions
 from asr_hf.optimizers.nghf import NghfOptions
 from asr_hf.optimizers.preconditioning import PreconditionerOptions
@@ -53,6 +54,8 @@ METHODS: dict[str, SecondOrderOptions] = {
     "ng_longer": NgOptions(length="gauss_newton"),
     "nghf_start": NghfOptions(preconditioner=PreconditionerOptions(["uses", "jacobi"])),
     "nghf_rhs": NghfOptions(reading="rhs"),
+    "kfac": KfacOptions(),
+    "hf_kfac": HfOptions(blocks=3, preconditioner=PreconditionerOptions(["kfac"])),
 }
 
 
@@ -244,6 +247,7 @@ def test_a_resumed_run_goes_on_with_the_same_bits(small_objective: Small, tmp_pa
     assert whole.state.scalars() == parted.state.scalars()
     if "lbfgs" in options.preconditioner.kinds:
         assert whole.state.tensors()["pairs_s"].shape[0] >= 4
+    assert whole.state.passes == (5 if "kfac" in options.preconditioner.kinds else 0)
 
 
 def test_pairs_follow_the_damping(small_objective: Small) -> None:
