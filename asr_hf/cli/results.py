@@ -14,7 +14,7 @@ from pathlib import Path
 
 from asr_hf.decoding.output import write_json
 from asr_hf.errors import InputError
-from asr_hf.report.published import publish
+from asr_hf.report.published import origin, publish
 from asr_hf.report.results import add_result, find_results, read_results
 from asr_hf.report.run_report import write_run_report
 from asr_hf.report.tables import text_table, update_markdown
@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--difference", nargs="+", metavar="SCORE", help="WER over these score.json less that over --from, by speaker"
     )
     parser.add_argument("--from", nargs="+", dest="reference", metavar="SCORE", help="the other system (--difference)")
-    parser.add_argument("--command", help="the command that made the results (--publish)")
+    parser.add_argument("--command", help="the command that made the results (--publish, --difference)")
     parser.add_argument("--set", help="dev or test")
     parser.add_argument("--seed", type=int, default=None, help="seed of the system (0 for --add, any for --line)")
     parser.add_argument("--score", metavar="FILE", help="score.json of the row (--add)")
@@ -76,7 +76,7 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
     if action == "difference":
         _require_replaceable(Path(args.results))
         found = compared(args.difference, args.reference)
-        write_json(Path(args.results), found)
+        write_json(Path(args.results), found if args.command is None else {**origin(args.command), **found})
         print(
             f"WER {found['system']['wer']:.2f} %, reference {found['reference']['wer']:.2f} %, difference "
             f"{found['value']:+.2f} [{found['low']:+.2f}, {found['high']:+.2f}] over {found['words']} words of "

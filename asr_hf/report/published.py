@@ -25,9 +25,13 @@ def machine_shape() -> dict[str, Any]:
     return {"processor": model, "cores": len(os.sched_getaffinity(0)), "memory_gib": round(memory, 1)}
 
 
-def publish(rows: list[Row], path: Path | str, command: str) -> None:
-    """Write rows, command, versions and machine shape as one JSON file, beside and renamed."""
+def origin(command: str) -> dict[str, Any]:
+    """What every published file says of itself: command, versions, machine."""
     versions = {"asr_hf": __version__, "python": platform.python_version()}
     versions |= {package: version(package) for package in PACKAGES}
-    content = {"command": command, "versions": versions, "machine": machine_shape()}
-    write_json(Path(path), {**content, "rows": [asdict(row) for row in rows]})
+    return {"command": command, "versions": versions, "machine": machine_shape()}
+
+
+def publish(rows: list[Row], path: Path | str, command: str) -> None:
+    """Write rows, command, versions and machine shape as one JSON file, beside and renamed."""
+    write_json(Path(path), {**origin(command), "rows": [asdict(row) for row in rows]})

@@ -129,6 +129,13 @@ def test_the_difference_of_two_systems_is_paired_by_speaker(tmp_path, capsys):
     run(["results", str(tmp_path / "d.json"), "--difference", *ours, "--from", *theirs])
     assert "WER 6.00 %, reference 14.00 %, difference -8.00" in capsys.readouterr().out
     found = json.loads((tmp_path / "d.json").read_text())
+    run(["results", str(tmp_path / "d.json"), "--difference", *ours, "--from", *theirs, "--command", "recipe"])
+    published = json.loads((tmp_path / "d.json").read_text())
+    assert published.pop("command") == "recipe"
+    assert published.pop("machine")["cores"] >= 1
+    assert published.pop("versions")["asr_hf"]
+    assert published == found
+    found = json.loads((tmp_path / "d.json").read_text())
     assert (found["system"]["errors"], found["reference"]["errors"], found["words"], found["speakers"]) == (3, 7, 50, 3)
     assert found["low"] <= found["value"] <= found["high"] < 0
     for wrong, said in (
