@@ -135,7 +135,6 @@ def test_the_difference_of_two_systems_is_paired_by_speaker(tmp_path, capsys):
     assert published.pop("machine")["cores"] >= 1
     assert published.pop("versions")["asr_hf"]
     assert published == found
-    found = json.loads((tmp_path / "d.json").read_text())
     assert (found["system"]["errors"], found["reference"]["errors"], found["words"], found["speakers"]) == (3, 7, 50, 3)
     assert found["low"] <= found["value"] <= found["high"] < 0
     for wrong, said in (
