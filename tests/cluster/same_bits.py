@@ -1,10 +1,12 @@
 """Started by test_ranks.py under mpiexec: writes what must not depend on the number of ranks.
 
 Usage: same_bits.py CORPUS OUT MODEL,MODEL… [dedicated]
+SAME_BITS_UPDATES: how many each optimiser does (2), and half as many epochs.
 """
 
 import hashlib
 import json
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -38,7 +40,8 @@ from asr_hf.training.corpus import CorpusOptions
 from asr_hf.training.run import TrainingOptions, build, load_data, open_objective, prepare
 
 # Few updates and iterations: a second update starts from what the first left, and there is nothing new in a third.
-SMALL = {"updates": 2, "curvature_share": 0.2, "minibatch_frames": 200, "curvature_minibatch_frames": 100}
+UPDATES = int(os.environ.get("SAME_BITS_UPDATES", "2"))
+SMALL = {"updates": UPDATES, "curvature_share": 0.2, "minibatch_frames": 200, "curvature_minibatch_frames": 100}
 FEW = {**SMALL, "cg": CgOptions(5, progress_tolerance=0.0)}
 HF = HfOptions(**FEW)
 RELATIVES = {
@@ -62,10 +65,14 @@ RELATIVES = {
     "nghf_rhs": NghfOptions(**FEW, reading="rhs"),
 }
 FIRST_ORDER = {
-    "sgd": SgdOptions(epochs=1, minibatches_per_step=3, minibatch_frames=64),
-    "adam": AdamOptions(epochs=1, minibatches_per_step=3, minibatch_frames=64),
+    "sgd": SgdOptions(epochs=UPDATES // 2, minibatches_per_step=3, minibatch_frames=64),
+    "adam": AdamOptions(epochs=UPDATES // 2, minibatches_per_step=3, minibatch_frames=64),
     "nlcg": NlcgOptions(
-        epochs=1, minibatches_per_step=3, minibatch_frames=64, beta="polak_ribiere", search=SearchOptions(interval=2)
+        epochs=UPDATES // 2,
+        minibatches_per_step=3,
+        minibatch_frames=64,
+        beta="polak_ribiere",
+        search=SearchOptions(interval=2),
     ),
 }
 METHODS = {"dnn": (*RELATIVES, *FIRST_ORDER), "lfmmi": ("sainath", "kfac", "nghf_start", "adam", "nlcg")}
