@@ -21,6 +21,7 @@ settings.register_profile(
 settings.load_profile("quick")
 
 
+@pytest.hookimpl(tryfirst=True)  # before the plugin of -n looks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """For `-n … --dist loadgroup`: a file stays in one process, and one process at a time starts ranks."""
     for item in items:
