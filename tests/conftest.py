@@ -21,14 +21,6 @@ settings.register_profile(
 settings.load_profile("quick")
 
 
-@pytest.hookimpl(tryfirst=True)  # before the plugin of -n looks
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """For `-n … --dist loadgroup`: a file stays in one process, and one process at a time starts ranks."""
-    for item in items:
-        starts_ranks = item.get_closest_marker("mpi") or item.path.parent.name == "cluster"
-        item.add_marker(pytest.mark.xdist_group("ranks" if starts_ranks else item.path.stem))
-
-
 @pytest.fixture(scope="session")
 def an4_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The extracted AN4 corpus (`etc/` and `wav/`): AN4_ROOT is that folder, the one above it or the tarball."""
