@@ -127,8 +127,14 @@ seconds_since() {
   echo "$((tenths / 10)).$((tenths % 10))"
 }
 
-# mpi N COMMAND…: on N MPI ranks of this machine.
-mpi() { scripts/launch/local "$@"; }
+# mpi N COMMAND…: on N MPI ranks, of this machine or, if N > 1, wherever the launcher ASR_HF_LAUNCH starts them.
+mpi() {
+  if (($1 > 1)) && [[ -n ${ASR_HF_LAUNCH:-} ]]; then
+    $ASR_HF_LAUNCH "$@"
+  else
+    scripts/launch/local "$@"
+  fi
+}
 
 # join_feats OUT FEATS FEATS…: one folder of features from several (the archives stay where they are).
 join_feats() {

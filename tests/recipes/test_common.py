@@ -173,6 +173,15 @@ def test_mpi_passes_the_exit_status_on() -> None:
     assert subprocess.run(["bash", "-c", script], capture_output=True, timeout=60).returncode == 2
 
 
+@pytest.mark.mpi
+def test_another_launcher_starts_what_needs_ranks() -> None:
+    script = f"corpus=mini; source {COMMON}; mpi 2 as asked; mpi 1 echo alone"
+    env = os.environ | {"ASR_HF_LAUNCH": "echo elsewhere"}
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=60, env=env, check=True)
+    assert done.stdout.split("\n")[0] == "elsewhere 2 as asked"
+    assert "alone" in done.stdout.split("\n")
+
+
 def test_join_feats_keeps_the_order_of_bytes(tmp_path: Path) -> None:
     for name, ids in (("a", ["B-1", "a-1"]), ("b", ["A-1", "b-1"])):
         folder = tmp_path / name
