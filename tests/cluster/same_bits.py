@@ -41,7 +41,8 @@ from asr_hf.training.run import TrainingOptions, build, load_data, open_objectiv
 
 # Few updates and iterations: a second update starts from what the first left, and there is nothing new in a third.
 UPDATES = int(os.environ.get("SAME_BITS_UPDATES", "2"))
-SMALL = {"updates": UPDATES, "curvature_share": 0.2, "minibatch_frames": 200, "curvature_minibatch_frames": 100}
+SMALL = {"updates": UPDATES, "stop_rejections": UPDATES, "curvature_share": 0.2}
+SMALL |= {"minibatch_frames": 200, "curvature_minibatch_frames": 100}
 FEW = {**SMALL, "cg": CgOptions(5, progress_tolerance=0.0)}
 HF = HfOptions(**FEW)
 RELATIVES = {
@@ -144,6 +145,7 @@ def run(options: dict, methods: Sequence[str], reduced: bool) -> tuple[dict, lis
     reports = []
     while not hf.state.finished:
         reports.append(hf.step(objective))
+    assert hf.state.update == UPDATES
     answers["hf"] = [digest(vector) for vector in hf.best()]
     for name in methods:
         optimizer = {**RELATIVES, **FIRST_ORDER}[name].start(theta.clone(), 0)
@@ -151,6 +153,7 @@ def run(options: dict, methods: Sequence[str], reduced: bool) -> tuple[dict, lis
             report = optimizer.step(objective)
             if name != "sharded":  # one process sends no pairs
                 reports.append(report)
+        assert name in FIRST_ORDER or optimizer.state.update == UPDATES
         answers[name] = [digest(vector) for vector in optimizer.best()]
     return answers, reports
 
