@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 from asr_hf.options import option, require
 
+MOST = 1e30  # λ that float32 holds with room for what it is multiplied by
+
 
 @dataclass
 class DampingOptions:
@@ -25,10 +27,10 @@ class DampingOptions:
 
     def __post_init__(self) -> None:
         require(
-            0 < self.smallest <= self.initial <= self.largest,
+            0 < self.smallest <= self.initial <= self.largest <= MOST,
             "optimizer.damping.initial",
             self.initial,
-            "must lie in bounds",
+            f"must lie in [smallest, largest], these above 0 and up to {MOST:g}",
         )
         require(0 < self.drop <= 1, "optimizer.damping.drop", self.drop, "must lie in (0, 1]")
         for name in ("boost", "rejected"):

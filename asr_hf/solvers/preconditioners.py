@@ -4,6 +4,7 @@ Symbols: r, z (N,) residual and preconditioned residual; s_k, y_k (N,) curvature
 D = diag(d), d (N,), a diagonal approximation of A.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -28,17 +29,18 @@ class Diagonal:
     """P = diag(d): z = r / d.
 
     Args:
-        d_N: the diagonal (N,).
+        d_N: the diagonal (N,). With an element that is not finite, from a run that diverges, z is NaN, and CG says so.
         name: what it is, for `view`.
 
     Raises:
-        ValueError: an element that is not finite or not positive.
+        ValueError: an element that is not positive.
     """
 
     def __init__(self, d_N: torch.Tensor, name: str = "diagonal") -> None:
         low, high = (float(bound) for bound in torch.aminmax(d_N))
-        if not 0 < low <= high < float("inf"):
-            raise ValueError(f"a {name} preconditioner has to be positive and finite, not {low:g} … {high:g}")
+        if low <= 0:
+            raise ValueError(f"a {name} preconditioner has to be positive, not {low:g} … {high:g}")
+        d_N = d_N if high < math.inf else torch.full_like(d_N, math.nan)
         self.d_N, self._view = d_N, f"{name} ({low:.3g} … {high:.3g})"
 
     def __call__(self, r_N: torch.Tensor) -> torch.Tensor:
