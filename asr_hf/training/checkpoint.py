@@ -129,7 +129,7 @@ def restore_latest(
 
 def _description(path: Path) -> dict[str, Any]:
     """state.json of a checkpoint whose files have their checksums; ValueError with the reason otherwise."""
-    if (path / SUMS).read_text() != _sums(path):
+    if (path / SUMS).read_bytes() != _sums(path).encode():
         raise ValueError("its checksum is wrong")
     description = json.loads((path / SCALARS).read_text())
     if not isinstance(description, dict) or set(description) != {"state", "scalars", "layout"}:

@@ -148,3 +148,10 @@ def test_a_changed_number_is_noticed(tmp_path: Path) -> None:
     (path / SCALARS).write_text(json.dumps(description, indent=1) + "\n")
     with pytest.raises(InputError, match=r"no checkpoint .* is whole \(000001-00000000: its checksum is wrong\)"):
         restore_latest(tmp_path, PairsState(torch.zeros(N)), [], lambda line: None)
+
+
+def test_another_end_of_a_line_of_the_checksums_is_noticed(tmp_path: Path) -> None:
+    path = write_checkpoint(tmp_path, PairsState(torch.zeros(N), 1), [], keep=1)
+    (path / SUMS).write_bytes((path / SUMS).read_bytes().replace(b"\n", b"\r"))
+    with pytest.raises(InputError, match="its checksum is wrong"):
+        restore_latest(tmp_path, PairsState(torch.zeros(N)), [], lambda line: None)
