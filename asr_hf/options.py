@@ -5,6 +5,8 @@ from typing import Any
 
 from asr_hf.errors import OptionError
 
+LARGEST_FACTOR = 1e30  # of a rate, damping or decay: float32 holds it, with room for what it is multiplied by
+
 
 def option(default: Any, help: str) -> Any:
     """A dataclass field with its sentence of help (a list or dict default is copied for each instance)."""

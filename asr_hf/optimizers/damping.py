@@ -3,9 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from asr_hf.options import option, require
-
-MOST = 1e30  # λ that float32 holds with room for what it is multiplied by
+from asr_hf.options import LARGEST_FACTOR, option, require
 
 
 @dataclass
@@ -27,10 +25,10 @@ class DampingOptions:
 
     def __post_init__(self) -> None:
         require(
-            0 < self.smallest <= self.initial <= self.largest <= MOST,
+            0 < self.smallest <= self.initial <= self.largest <= LARGEST_FACTOR,
             "optimizer.damping.initial",
             self.initial,
-            f"must lie in [smallest, largest], these above 0 and up to {MOST:g}",
+            f"must lie in [smallest, largest], these above 0 and up to {LARGEST_FACTOR:g}",
         )
         require(0 < self.drop <= 1, "optimizer.damping.drop", self.drop, "must lie in (0, 1]")
         for name in ("boost", "rejected"):

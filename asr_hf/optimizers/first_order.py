@@ -12,7 +12,7 @@ from asr_hf.objective.objective import Account, Objective
 from asr_hf.optimizers.optimizer import State, StepReport
 from asr_hf.optimizers.samples import drawn, whole_set
 from asr_hf.optimizers.schedule import ScheduleOptions
-from asr_hf.options import option, require
+from asr_hf.options import LARGEST_FACTOR, option, require
 from asr_hf.solvers.vectors import norm
 
 HELDOUT_MINIBATCH = 2048  # frames per minibatch of held-out loss and statistics
@@ -34,7 +34,8 @@ class FirstOrderOptions(ScheduleOptions):
         require(self.clip > 0, "optimizer.clip", self.clip, "must be positive")
         for name in ("minibatch_frames", "minibatches_per_step", "piece_frames", "constraint_steps"):
             require(getattr(self, name) >= 1, f"optimizer.{name}", getattr(self, name), "must be at least 1")
-        require(self.weight_decay >= 0, "optimizer.weight_decay", self.weight_decay, "must not be negative")
+        fits = 0 <= self.weight_decay <= LARGEST_FACTOR
+        require(fits, "optimizer.weight_decay", self.weight_decay, f"must lie in [0, {LARGEST_FACTOR:g}]")
 
 
 @dataclass
@@ -102,7 +103,7 @@ class FirstOrderState(State):
 
     def fault(self) -> str:
         impossible = {
-            f"rate is {self.rate}": self.rate <= 0,
+            f"rate is {self.rate}": not 0 < self.rate <= LARGEST_FACTOR,
             "best_buffers are not like buffers": self.best_buffers.numel()
             and (self.best_buffers.dtype, self.best_buffers.shape) != (torch.float32, self.buffers.shape),
         }

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from asr_hf.options import option, require, require_choice
+from asr_hf.options import LARGEST_FACTOR, option, require, require_choice
 
 
 @dataclass
@@ -24,7 +24,8 @@ class ScheduleOptions:
 
     def __post_init__(self) -> None:
         require_choice("optimizer.schedule", self.schedule, ("newbob", "milestones"))
-        require(self.rate > 0, "optimizer.rate", self.rate, "must be positive")
+        fits = 0 < self.rate <= LARGEST_FACTOR
+        require(fits, "optimizer.rate", self.rate, f"must lie in (0, {LARGEST_FACTOR:g}]")
         require(self.epochs >= 1, "optimizer.epochs", self.epochs, "must be at least 1")
         for name in ("newbob_start", "newbob_stop"):
             require(getattr(self, name) >= 0, f"optimizer.{name}", getattr(self, name), "must not be negative")

@@ -11,7 +11,7 @@ from asr_hf.optimizers.growth import GrowthOptions
 from asr_hf.optimizers.line_search import ArmijoOptions
 from asr_hf.optimizers.preconditioning import PreconditionerOptions
 from asr_hf.optimizers.second_order_state import SecondOrderState
-from asr_hf.options import option, require, require_choice
+from asr_hf.options import LARGEST_FACTOR, option, require, require_choice
 from asr_hf.solvers.cg import CgOptions
 
 
@@ -55,7 +55,8 @@ class SecondOrderOptions:
         for name in counts:
             require(getattr(self, name) >= 1, f"optimizer.{name}", getattr(self, name), "must be at least 1")
         for name in ("weight_decay", "structural"):
-            require(getattr(self, name) >= 0, f"optimizer.{name}", getattr(self, name), "must not be negative")
+            fits = 0 <= getattr(self, name) <= LARGEST_FACTOR
+            require(fits, f"optimizer.{name}", getattr(self, name), f"must lie in [0, {LARGEST_FACTOR:g}]")
         require_choice("optimizer.accept", self.accept, ("heldout", "sample", "always"))
         require(self.step > 0, "optimizer.step", self.step, "must be positive")
         require(0 <= self.warm_start < 1, "optimizer.warm_start", self.warm_start, "must lie in [0, 1)")

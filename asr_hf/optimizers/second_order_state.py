@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 import torch
 
 from asr_hf.curvature.precision import Precision
-from asr_hf.optimizers.damping import MOST
 from asr_hf.optimizers.optimizer import State
 from asr_hf.optimizers.preconditioning import PairMemory
+from asr_hf.options import LARGEST_FACTOR
 
 
 @dataclass
@@ -70,7 +70,7 @@ class SecondOrderState(State):
             "pairs are more than optimizer.preconditioner.pairs": s_mN.numel() > self.most_pairs * self.theta.numel(),
             "factors are no vector in float32": (self.factors.dtype, self.factors.dim()) != (torch.float32, 1),
             "factors are of no pass": bool(self.factors.numel()) != bool(self.passes),
-            f"damping is {self.damping}": not 0 < self.damping <= MOST,
+            f"damping is {self.damping}": not 0 < self.damping <= LARGEST_FACTOR,
             f"shares of the samples are {shares}": not all(0 < share <= 1 for share in shares),
             f"precision is {self.precision!r}": self.precision not in ("", *(each.value for each in Precision)),
         }

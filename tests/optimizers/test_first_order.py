@@ -46,9 +46,18 @@ def test_impossible_options_are_refused() -> None:
         (SgdOptions, "momentum", 1.0),
         (AdamOptions, "beta2", -0.1),
         (SgdOptions, "rate", 0.0),
+        (AdamOptions, "rate", 1e300),
+        (SgdOptions, "weight_decay", 1e300),
     ):
         with pytest.raises(OptionError, match=name):
             options(**{name: value})
+
+
+def test_a_rate_that_no_run_can_have_is_a_fault() -> None:
+    state = AdamOptions().start(torch.zeros(4), seed=0).state
+    assert state.fault() == ""
+    for state.rate in (0.0, 1e300):
+        assert state.fault() == f"rate is {state.rate}"
 
 
 def test_the_bottlenecks_of_a_tdnnf_stay_semi_orthogonal() -> None:

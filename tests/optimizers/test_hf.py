@@ -179,6 +179,15 @@ def test_impossible_options_are_refused() -> None:
     for name, value in (("curvature_share", 0.0), ("gradient_share", 1.5), ("warm_start", 1.0), ("updates", 0)):
         with pytest.raises(OptionError, match=name):
             HfOptions(**{name: value})
+    with pytest.raises(OptionError, match=r"damping\.initial"):
+        DampingOptions(initial=1e300, largest=1e300)
+
+
+def test_a_damping_that_no_run_can_have_is_a_fault() -> None:
+    state = HfOptions().start(torch.zeros(4), seed=0).state
+    assert state.fault() == ""
+    for state.damping in (0.0, 1e300):
+        assert state.fault() == f"damping is {state.damping}"
 
 
 def test_products_that_are_too_coarse_give_way_to_fp32_with_the_reason(small_objective: Small) -> None:
