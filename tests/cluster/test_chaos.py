@@ -18,6 +18,8 @@ from typing import Any
 
 import pytest
 
+from asr_hf.bench.curvature import library_versions, machine_facts
+
 HERE = Path(__file__).parent
 RANKS, PATIENCE, NOTICED, LONGEST = 6, 8.0, 30.0, 300.0  # seconds
 SMALL = [
@@ -170,7 +172,8 @@ def record() -> Iterator[list[dict[str, Any]]]:
     rows: list[dict[str, Any]] = []
     yield rows
     if OUT:
-        Path(OUT).write_text(json.dumps({"command": "scripts/chaos", "rows": rows}, indent=1) + "\n")
+        what = {"command": "scripts/chaos", "versions": library_versions(), "machine": machine_facts("cpu")}
+        Path(OUT).write_text(json.dumps({**what, "rows": rows}, indent=1) + "\n")
 
 
 @pytest.mark.timeout(2 * LONGEST)
