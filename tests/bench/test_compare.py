@@ -240,7 +240,7 @@ def test_word_errors_are_those_of_the_hypotheses(
 
 def test_a_run_that_diverges_is_a_result(tiny_corpus: Path, tmp_path: Path, capsys) -> None:
     wild = [["optimizer.rate=1e30", "optimizer.clip=1e30"], ["optimizer.rate=0.05"]]
-    wilder = [wild[0], ["optimizer.rate=1e31", "optimizer.clip=1e30"]]
+    wilder = [wild[0], ["optimizer.rate=9e29", "optimizer.clip=1e30"]]
     files = [write_system(tmp_path, "sgd", trials=wild), write_system(tmp_path, "hf")]
     lost = tmp_path / "lost.yaml"
     lost.write_text(yaml.safe_dump({**SYSTEMS["sgd"], "name": "lost", "trials": wilder}))
