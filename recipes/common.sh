@@ -127,7 +127,7 @@ seconds_since() {
   echo "$((tenths / 10)).$((tenths % 10))"
 }
 
-# mpi N COMMAND…: on N MPI ranks, of this machine or, if N > 1, wherever the launcher ASR_HF_LAUNCH starts them.
+# mpi N COMMAND…: on N MPI ranks, of this machine or, if N > 1, by the launcher ASR_HF_LAUNCH, which takes N first.
 mpi() {
   if (($1 > 1)) && [[ -n ${ASR_HF_LAUNCH:-} ]]; then
     $ASR_HF_LAUNCH "$@"

@@ -49,7 +49,7 @@ def test_same_bits_on_any_number_of_ranks(ranks, models, dedicated, alone, tiny_
         first_order, working = "steps" in note, of_ranks[1:] if dedicated else of_ranks
         idle = len(working) - 3 if first_order else 0  # a step has 3 minibatches
         assert (f"ranks without a minibatch of any gradient: {idle}" in note) == (idle > 0)
-        assert min(working) > 0 or idle > 0 or ranks > 4  # the smallest sample has 4 minibatches
+        assert min(working) > 0 or idle > 0 or ranks > 4  # some samples have fewer than 8 minibatches
     assert found["account"]["vectors"] == alone["account"]["vectors"][:count]  # one process counts what a cluster sends
     assert all(vectors > 0 for vectors in found["account"]["vectors"])
     assert any(alone["account"]["recomputed"])  # the byte budget was exceeded on one process
