@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from asr_hf.training.monitor import read_log
 from asr_hf.training.run import Options, train
 
 TIMED = ("statistics", "preconditioner")  # phases whose cost is their time in units of a gradient's
-MINIBATCH = 2048  # frames per minibatch of the loss on dev
+MINIBATCH = 2048  # frames per minibatch of a model's loss
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,8 @@ class Runner:
             try:
                 train(task.folder, task.options, task.config_yaml)
                 if task.dev is not None:
-                    dev = kept(task.folder / "dev.json", list(task.dev), lambda: dev_loss(task))
+                    of_dev = partial(model_loss, task.folder, task.options, task.dev)
+                    dev = kept(task.folder / "dev.json", list(task.dev), of_dev)
             except Diverged as error:
                 failed = str(error)
         gc.collect()  # models and their traced programs refer to themselves: some GB after a hundred runs
@@ -125,20 +127,30 @@ def curve(log: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return rows
 
 
-def dev_loss(task: Task) -> float:
-    """Loss per frame (nats) of a finished run's model on dev: held-out loss with dev in the place of held-out."""
-    assert task.dev is not None
-    options, (feats, alignments) = task.options, task.dev
-    dev = replace(options["corpus"], heldout=feats, heldout_alignments=alignments)
-    corpus = load_corpus(dev, options["model"].frame_model, options["criterion"].sequence, check=False)
-    model = load_model(task.folder).module
+def model_loss(folder: Path, options: Options, dev: tuple[str, str] | None = None) -> float:
+    """Loss per frame (nats) of a finished model on the held-out set of its options, or on dev in its place.
+
+    Args:
+        folder: the MODEL folder.
+        options: of its run.
+        dev: FEATS and ALI or CHAIN.
+
+    Raises:
+        Diverged: it is not finite.
+    """
+    corpus_options = options["corpus"]
+    if dev is not None:
+        corpus_options = replace(corpus_options, heldout=dev[0], heldout_alignments=dev[1])
+    corpus = load_corpus(corpus_options, options["model"].frame_model, options["criterion"].sequence, check=False)
+    model = load_model(folder).module
     device = torch.device("cpu")
     evaluator = Evaluator(model, options["criterion"].build(corpus.hmm), corpus.sets, device, options["curvature"])
     objective = LocalObjective(evaluator)
     theta = evaluator.layout.flatten(dict(model.named_parameters())).detach()
     loss = objective.loss(theta, whole_set(objective, "heldout", MINIBATCH)).mean
     if not math.isfinite(loss):
-        raise Diverged("the loss of the model on dev is not finite", "Lower the learning rate or raise the damping.")
+        which = "held-out" if dev is None else "dev"
+        raise Diverged(f"the loss of the model in {folder} on {which} is not finite", "Lower the rate, or raise λ.")
     return loss
 
 

@@ -6,9 +6,11 @@ asr-hf bench precision exp/an4/dnn exp/an4/lstm --out precision.json    # does b
 asr-hf bench lfmmi --out lfmmi.json --chain CHAIN --model MODEL --feats FEATS --k2-python .venv-k2/bin/python
 asr-hf bench scaling --out scaling.json --ranks 1,2                     # what ranks gain, and what a cost model foresaw
 asr-hf bench scaling --out joined.json --measured scaling.json --compare dnn.json --subject 200000,219000 --svg t.svg
+asr-hf bench averages exp/avg-0 exp/avg-1 --out averages.json --dev FEATS --dev-alignments ALI    # of asr-hf average
 asr-hf bench table curvature.json --markdown docs/curvature.md          # draw again what was measured
 asr-hf bench table dnn.json --markdown docs/results/dnn.md    # of asr-hf compare: the block 'bench compare dnn'
 asr-hf bench table f1.json f2.json f3.json f4.json            # folds of one comparison, word errors pooled
+asr-hf bench table scaling.json scaling-1000.json             # ranks beside each other over several links
 asr-hf bench table dnn.json --svg dnn.svg --systems hf,adam     # held-out loss by cost and by update
 
 Sizes of curvature: dnn 360-6x1024-2000 on 2048 frames, tdnn 6x512 on 32 x 150 frames, lstm 2x512 on 64 x 30 frames; one
@@ -17,7 +19,8 @@ asr-hf[bench]. Precision solves the system of a run's next update by CG in fp32,
 iterates by fp32's quadratic model. Lfmmi times forward-backward of a denominator graph, and the product with its
 Hessian, beside plain torch and k2 (scripts/k2_env): on a synthetic graph and, where named, on a CHAIN. Scaling starts
 the ranks itself, on a DNN 360-6x1024-2000 and made-up features; with --compare it extrapolates how long the optimisers
-of a comparison take to a loss on up to 4,096 ranks (docs/cluster.md).
+of a comparison take to a loss on up to 4,096 ranks (docs/cluster.md). Averages judges averages of replicas, their
+members and what these began from: by held-out and dev loss and, with --graph, by word errors.
 """
 
 import argparse
@@ -25,10 +28,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+from asr_hf.cli.compare import DECODING, add_decoding, together
 from asr_hf.cli.config import from_yaml
 from asr_hf.cli.train import GROUPS as RUN_GROUPS
 from asr_hf.decoding.output import write_json, write_text
 from asr_hf.errors import InputError
+from asr_hf.report.averages import averages_text
 from asr_hf.report.compare import compare_text
 from asr_hf.report.picture import compare_picture
 from asr_hf.report.scaling import scaling_text, time_to_loss_picture
@@ -40,12 +45,13 @@ LISTS = ("model", "method", "precision")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     subjects = parser.add_subparsers(
-        dest="bench", required=True, metavar="SUBJECT", help="curvature, precision, lfmmi, scaling, table"
+        dest="bench", required=True, metavar="SUBJECT", help="curvature, precision, lfmmi, scaling, averages, table"
     )
     _add_curvature(subjects.add_parser("curvature"))
     _add_precision(subjects.add_parser("precision"))
     _add_lfmmi(subjects.add_parser("lfmmi"))
     _add_scaling(subjects.add_parser("scaling"))
+    _add_averages(subjects.add_parser("averages"))
     _add_table(subjects.add_parser("table"))
 
 
@@ -98,6 +104,17 @@ def _add_scaling(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--svg", type=Path, metavar="FILE", help="time to the loss as a picture")
 
 
+def _add_averages(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("averages", type=Path, nargs="+", metavar="OUT", help="of asr-hf average OUT --replicas K")
+    _add_out(parser)
+    parser.add_argument("--dev", required=True, metavar="FEATS", help="a set that no model was trained on")
+    parser.add_argument(
+        "--dev-alignments", required=True, metavar="ALI", help="alignments of --dev; for criterion=lfmmi a CHAIN"
+    )
+    add_decoding(parser)
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="processes that decode (1)")
+
+
 def _numbers(text: str) -> tuple[int, ...]:
     return tuple(map(int, text.split(",")))
 
@@ -105,7 +122,7 @@ def _numbers(text: str) -> tuple[int, ...]:
 def _add_table(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "measured", type=Path, nargs="+", metavar="FILE",
-        help="what --out of the others wrote, or a compare.json; several of these are folds",
+        help="what --out of the others wrote, or a compare.json; several of these are folds; or files of scaling",
     )  # fmt: skip
     parser.add_argument(
         "--markdown", metavar="FILE",
@@ -126,7 +143,14 @@ def _add_out(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, overrides: list[str]) -> None:
     if overrides:
         raise InputError(f"'{overrides[0]}': asr-hf bench takes no options of that kind", "See --help.")
-    subjects = {"curvature": _curvature, "precision": _precision, "lfmmi": _lfmmi, "scaling": _scaling, "table": _table}
+    subjects = {
+        "curvature": _curvature,
+        "precision": _precision,
+        "lfmmi": _lfmmi,
+        "scaling": _scaling,
+        "averages": _averages,
+        "table": _table,
+    }
     subjects[args.bench](args)
 
 
@@ -187,11 +211,35 @@ def _scaling(args: argparse.Namespace) -> None:
     if args.compare is not None:
         machine = Machine(**measured["constants"][max(measured["constants"], key=int)])
         compared = _read(args.compare, "systems")
-        measured["time_to_loss"] = time_to_loss(compared, Subject(*args.subject), machine, args.loss)
+        subject = ",".join(map(str, args.subject))
+        words = ["--measured FILE.json", f"--compare {args.compare.name}", f"--subject {subject}"]
+        found = time_to_loss(compared, Subject(*args.subject), machine, args.loss)
+        measured["time_to_loss"] = {"command": _command("scaling", words), **found}
     write_json(Path(args.out), measured)
     print(_drawn(measured)[1])
     if args.svg is not None:
         write_text(args.svg, time_to_loss_picture(measured["time_to_loss"]))
+
+
+def _averages(args: argparse.Namespace) -> None:
+    from asr_hf.bench.averages import AverageSettings, bench_averages
+    from asr_hf.bench.compare_words import Decoding
+    from asr_hf.bench.precision import names_of
+    from asr_hf.decoding.search import DecodingOptions
+    from asr_hf.training.average import replica_folders
+
+    dev, decoded = together(args, "dev", "dev_alignments"), together(args, *DECODING)
+    decoding = Decoding(decoded[0], decoded[1], decoded[2], DecodingOptions()) if decoded else None
+    settings = AverageSettings((dev[0], dev[1]), decoding, args.jobs)
+    names = names_of(args.averages)
+    options = [from_yaml(replica_folders(folder)[0] / "config.yaml", RUN_GROUPS) for folder in args.averages]
+    averages = dict(zip(names, zip(args.averages, options, strict=True), strict=True))
+    words = [f"--{name.replace('_', '-')} {name.upper()}" for name in DECODING if decoded]
+    measured = bench_averages(
+        averages, settings, _command("averages", [*names, "--dev FEATS --dev-alignments ALI", *words])
+    )
+    write_json(Path(args.out), measured)
+    print(_drawn(measured)[1])
 
 
 def _read(path: Path, key: str) -> dict[str, Any]:
@@ -229,11 +277,13 @@ def _by_name(paths: list[Path]) -> dict[str, Path]:
 
 
 def _drawn_again(measured: dict[str, Any]) -> tuple[str, str]:
-    """Subject and table of a file, or of several comparisons."""
+    """Subject and table of a file, of several comparisons (folds), or of several links' scaling."""
     if all("systems" in content for content in measured.values()):
         return f"compare {'+'.join(measured)}", compare_text(measured)
+    if all("extrapolation" in content for content in measured.values()):
+        return "scaling", scaling_text(measured)
     if len(measured) > 1:
-        raise InputError("several files are drawn as one only if they are comparisons", "Name one file.")
+        raise InputError("several files are drawn as one only if all are comparisons, or all of scaling", "Name one.")
     return _drawn(*measured.values())
 
 
@@ -242,7 +292,9 @@ def _drawn(measured: dict[str, Any]) -> tuple[str, str]:
     if "unit" in measured:
         return "curvature", curvature_table(measured["unit"], measured["rows"])
     if "extrapolation" in measured:
-        return "scaling", scaling_text(measured)
+        return "scaling", scaling_text({"scaling": measured})
+    if "averages" in measured:
+        return "averages", averages_text(measured["averages"])
     if "graphs" in measured:
         return "lfmmi", lfmmi_table(measured["graphs"], measured["rows"])
     return "precision", precision_table(measured["runs"], measured["rows"])

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 GROUPS = (*RUN_GROUPS, "decoding")
 QUOTES = "'\""
+DECODING = ("graph", "decode_dev", "decode_test")
 
 
 def _seeds(text: str) -> tuple[int, ...]:
@@ -53,12 +54,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="processes, each with a run of its own")
     parser.add_argument("--dev", metavar="FEATS", help="choose among trials by the loss on this set, not on held-out")
     parser.add_argument("--dev-alignments", metavar="ALI", help="alignments of --dev; for criterion=lfmmi a CHAIN")
-    parser.add_argument("--graph", metavar="GRAPH", help="decode with this graph, for word error rates")
-    parser.add_argument("--decode-dev", metavar="FEATS", help="tune scale and penalty on this set, and decode it")
-    parser.add_argument("--decode-test", metavar="FEATS", help="decode this set too")
+    add_decoding(parser)
     parser.add_argument("--wer-seeds", type=_seeds, metavar="A,B,…", help="whose models are decoded (all)")
     parser.add_argument("--reference", metavar="NAME", help="the system that others are held against (the first)")
     parser.add_argument("--tuned", type=Path, metavar="FILE", help="run no trials: winners of this compare.json")
+
+
+def add_decoding(parser: argparse.ArgumentParser) -> None:
+    """The options of DECODING, which go together."""
+    parser.add_argument("--graph", metavar="GRAPH", help="decode with this graph, for word error rates")
+    parser.add_argument("--decode-dev", metavar="FEATS", help="tune scale and penalty on this set, and decode it")
+    parser.add_argument("--decode-test", metavar="FEATS", help="decode this set too")
 
 
 def run(args: argparse.Namespace, overrides: list[str]) -> None:
@@ -67,8 +73,7 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
     from asr_hf.bench.compare_words import Decoding
     from asr_hf.report.compare import compare_page, compare_text
 
-    dev = _together(args, "dev", "dev_alignments")
-    decoded = _together(args, "graph", "decode_dev", "decode_test")
+    dev, decoded = together(args, "dev", "dev_alignments"), together(args, *DECODING)
     files = read_systems(args.systems)
     reference = args.reference or next(iter(files))
     if reference not in files:
@@ -94,7 +99,7 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
     print(f"\n{compare_text({args.out.name: measured})}\n\nPlots in {args.out / 'compare.html'}")
 
 
-def _together(args: argparse.Namespace, *names: str) -> list[str]:
+def together(args: argparse.Namespace, *names: str) -> list[str]:
     """Folders that are all given, or none of them (InputError)."""
     given = [getattr(args, name) for name in names]
     for name, folder in zip(names, given, strict=True):

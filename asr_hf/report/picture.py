@@ -9,7 +9,11 @@ from asr_hf.report.curves import step_band
 from asr_hf.report.page import COLOURS
 from asr_hf.report.plot import HEIGHT, WIDTH, Series, line_plot, look
 
-SPENT = (("cost", "gradient-equivalents"), ("update", "updates (first-order methods: epochs)"))
+SPENT = (
+    ("cost", "gradient-equivalents"),
+    ("update", "updates (first-order methods: epochs)"),
+    ("vectors", "vectors (N,) between ranks"),
+)
 LINE, ENTRY = 18, 110  # height of a line of the legend, width of an entry, pixels
 STYLE = """
 text { font: 11px system-ui, sans-serif; fill: #6a737d; } .grid { stroke: #e2e5e9; }
@@ -18,11 +22,11 @@ path { fill: none; stroke-width: 2; } path.dashed { stroke-dasharray: 5 3; } pol
 
 
 def compare_picture(comparison: Mapping[str, Any], names: Sequence[str] = ()) -> str:
-    """Best held-out loss so far by cost and by update, mean and range over seeds, of the systems named (or all).
+    """Best held-out loss so far by cost, update and vectors sent, mean and range over seeds, of the systems named.
 
     Args:
         comparison: the content of a compare.json.
-        names: of systems, in the order of their colours.
+        names: of systems, in the order of their colours; none: all.
 
     Raises:
         InputError: no such system.
@@ -38,7 +42,7 @@ def compare_picture(comparison: Mapping[str, Any], names: Sequence[str] = ()) ->
     for key, label in SPENT:
         bands = [step_band(curves, key) for curves in chosen.values()]
         series = [Series(name, b.x, b.mean, b.low, b.high) for name, b in zip(chosen, bands, strict=True)]
-        drawn.append(line_plot(series, label, "best held-out loss per frame (nats)", log_x=key == "cost"))
+        drawn.append(line_plot(series, label, "best held-out loss per frame (nats)", log_x=key != "update"))
     return side_by_side(list(chosen), drawn)
 
 

@@ -11,11 +11,14 @@ from asr_hf.report.tables import aligned
 Row = Mapping[str, Any]
 
 
-def scaling_text(measured: Mapping[str, Any]) -> str:
-    """All tables of a file."""
-    parts = [_constants(measured), _rows(measured["rows"]), _extrapolation(measured["extrapolation"])]
-    if "time_to_loss" in measured:
-        parts.append(_time_to_loss(measured["time_to_loss"]))
+def scaling_text(named: Mapping[str, Mapping[str, Any]]) -> str:
+    """The tables of files, by name: what was measured over each link, and the extrapolation of the first."""
+    first, parts = next(iter(named.values())), []
+    for name, measured in named.items():
+        parts += [f"== {name}"] * (len(named) > 1) + [_constants(measured), _rows(measured["rows"])]
+    parts.append(_extrapolation(first["extrapolation"]))
+    if "time_to_loss" in first:
+        parts.append(_time_to_loss(first["time_to_loss"]))
     return "\n\n".join(parts)
 
 

@@ -86,7 +86,7 @@ def average(out: Path, options: Options, what: AverageOptions, to_yaml: Callable
 
 def _replicas(out: Path, options: Options, count: int, to_yaml: Callable[[Options], str]) -> list[Path]:
     """Train every replica that is not finished; they differ in the seed of samples, orders and dropout masks alone."""
-    settings, folders = options["training"], [out / f"replica-{k}" for k in range(count)]
+    settings, folders = options["training"], [_replica(out, k) for k in range(count)]
     start = {
         "init": settings.init.replace("{seed}", str(settings.seed)),
         "init_seed": settings.seed if settings.init_seed is None else settings.init_seed,
@@ -95,6 +95,24 @@ def _replicas(out: Path, options: Options, count: int, to_yaml: Callable[[Option
         of_replica = {**options, "training": replace(settings, seed=settings.seed + k, **start)}
         print(f"replica {k + 1} of {count}", flush=True)
         print(train(folder, of_replica, to_yaml(of_replica)), flush=True)
+    return folders
+
+
+def _replica(out: Path, k: int) -> Path:
+    return out / f"replica-{k}"
+
+
+def replica_folders(out: Path) -> list[Path]:
+    """The runs whose average is in OUT (InputError: there is none, or it is of models that lie elsewhere)."""
+    try:
+        members = json.loads((out / FILE).read_text("utf-8"))["members"]
+        folders = [out / member["model"] for member in members]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{out} holds no average ({error})", "Make one with asr-hf average OUT --replicas K."
+        ) from None
+    if folders != [_replica(out, k) for k in range(len(folders))]:
+        raise InputError(f"{out} is an average of finished models", "Name one of asr-hf average --replicas K.")
     return folders
 
 

@@ -14,7 +14,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/../common.sh"
 dir=$root/exp/an4-compare
 parse_options "$@"
 
-conf=recipes/an4/conf systems=recipes/an4/compare seeds="0 1 2" reference=hf budgets="--budget 20 --trial-budget 8"
+conf=recipes/an4/conf systems=recipes/an4/compare seeds="0 1 2" reference=hf budgets="--budget 20 --trial-budget 8" wer_seeds=0
 
 # of FEATS ALI: the corpus of a run
 of() { echo "corpus.train=$1/train corpus.heldout=$1/heldout corpus.alignments=$2"; }
@@ -30,6 +30,7 @@ first_epochs() {
   for s in $seeds; do
     first_epoch "$dir/start-dnn-$s" an4_small "$s" exp/an4/fbank exp/an4/ali
     first_epoch "$dir/start-tdnn-$s" an4_tdnn_small "$s" exp/an4/fbank exp/an4/ali
+    first_epoch "$dir/start-lstm-$s" an4_lstm_small "$s" exp/an4/fbank exp/an4/ali
   done
 }
 
@@ -38,7 +39,7 @@ compare() {
   local name=$1 model=$2 start=$3 init=()
   [[ $start == random ]] || init=("training.init='$dir/start-${name%%-*}-{seed}'")
   asr-hf compare "$dir/$name" "${@:4}" --config-dir "$conf" --seeds 0,1,2 $budgets --jobs "$nj" \
-    --dev exp/an4/fbank/dev --dev-alignments "$dir/ali-dev" --graph exp/an4/graph-tri --wer-seeds 0 \
+    --dev exp/an4/fbank/dev --dev-alignments "$dir/ali-dev" --graph exp/an4/graph-tri --wer-seeds $wer_seeds \
     --decode-dev exp/an4/fbank/dev --decode-test exp/an4/fbank/test --reference "$reference" \
     $(of exp/an4/fbank exp/an4/ali) model="$model" "${init[@]}"
 }
@@ -70,9 +71,37 @@ chain_start() {
 # compare_lfmmi NAME FILE…
 compare_lfmmi() {
   asr-hf compare "$dir/$1" "${@:2}" --config-dir "$conf" --seeds 0,1,2 $budgets --jobs "$nj" \
-    --dev exp/an4/fbank/dev --dev-alignments "$dir/chain-dev" --graph "$dir/graph-chain" --wer-seeds 0 \
+    --dev exp/an4/fbank/dev --dev-alignments "$dir/chain-dev" --graph "$dir/graph-chain" --wer-seeds $wer_seeds \
     --decode-dev exp/an4/fbank/dev --decode-test exp/an4/fbank/test --reference "$reference" \
     $(of exp/an4/fbank "$dir/chain") criterion=lfmmi model=an4_chain_small "training.init='$dir/start-chain-{seed}'"
+}
+
+# averages NAME DEV_LABELS GRAPH OVERRIDE…: four replicas on small minibatches from each winner of SGD at 1/4 of the frames a step
+# (stages 13, 14): from seed 0 at four rates, from all seeds at the one whose average has the lowest loss on dev
+averages() {
+  local out=$dir/$1-average start=$dir/$1-batches/sgd_4/seed judges="--dev exp/an4/fbank/dev --dev-alignments $2" rate best s
+  local decode="--graph $3 --decode-dev exp/an4/fbank/dev --decode-test exp/an4/fbank/test --jobs $nj"
+  $resume || rm -rf "$out"
+  for rate in 0.05 0.1 0.2 0.5; do
+    replicas "$out/rate-$rate-seed-0" "$start-0" 0 "$rate" "${@:4}"
+  done
+  asr-hf bench averages "$out"/rate-*-seed-0 --out "$out/rates.json" $judges
+  best=$(python - "$out/rates.json" <<'END'
+import json, sys
+averages = json.load(open(sys.argv[1]))["averages"].values()
+print(min(averages, key=lambda found: found["average"]["dev"])["optimizer"]["rate"])
+END
+  )
+  for s in $seeds; do
+    replicas "$out/rate-$best-seed-$s" "$start-$s" "$s" "$best" "${@:4}"
+  done
+  asr-hf bench averages "$out/rate-$best"-seed-* --out "$out/seeds.json" $judges $decode
+}
+
+# replicas OUT START SEED RATE OVERRIDE…: replica k has seed 10 SEED + k
+replicas() {
+  asr-hf average "$1" --replicas 4 --config-dir "$conf" training.init="$2" training.seed="$((10 * $3))" optimizer=sgd \
+    optimizer.epochs=4 optimizer.schedule=milestones optimizer.warmup=0 optimizer.rate="$4" "${@:5}"
 }
 
 stage 0 "features, GMMs and alignments of the corpus" recipes/an4/run.sh --stop-stage 8 --nj "$nj" --ranks "$ranks"
@@ -88,6 +117,13 @@ done
 stage 11 "chain HMMs, and TDNNs trained by cross-entropy" chain_start
 stage 12 "lattice-free MMI after cross-entropy" compare_lfmmi tdnn-lfmmi "$systems"/{,samples-,matrices-}lfmmi.yaml
 # batches up to the whole corpus: 20 epochs each, as their schedule says, in trials too
-reference=sgd_64 budgets="--budget 0 --trial-budget 0"
+reference=sgd_64 budgets="--budget 0 --trial-budget 0" wer_seeds=0,1,2
 stage 13 "large batches: TDNN from random weights" compare tdnn-batches an4_tdnn_small random "$systems"/batches.yaml
 stage 14 "large batches: lattice-free MMI after cross-entropy" compare_lfmmi lfmmi-batches "$systems"/batches.yaml
+stage 15 "averages of replicas: TDNN" averages tdnn "$dir/ali-dev" exp/an4/graph-tri \
+  $(of exp/an4/fbank exp/an4/ali) model=an4_tdnn_small optimizer.minibatch_frames=800
+stage 16 "averages of replicas: lattice-free MMI" averages lfmmi "$dir/chain-dev" "$dir/graph-chain" \
+  $(of exp/an4/fbank "$dir/chain") criterion=lfmmi model=an4_chain_small optimizer.minibatch_frames=2400
+reference=hf budgets="--budget 20 --trial-budget 8" wer_seeds=0
+stage 17 "K-FAC, stochastic Hessian-free: DNN after an epoch of SGD" compare dnn-relatives an4_small warm "$systems"/relatives-warm.yaml
+stage 18 "structural damping: LSTM after an epoch of SGD" compare lstm-structural an4_lstm_small warm "$systems"/structural-warm.yaml

@@ -8,7 +8,6 @@ import shutil
 import signal
 from pathlib import Path
 
-import kaldifst
 import pytest
 import torch
 import yaml
@@ -17,10 +16,9 @@ from asr_hf.bench.compare_runs import Ended, Runner, Task, curve, kept
 from asr_hf.cli.config import compose, from_yaml, to_yaml
 from asr_hf.cli.main import run
 from asr_hf.cli.train import GROUPS
-from asr_hf.data.archive import FeatureArchive, read_int_vectors, write_int_vectors, write_matrices
+from asr_hf.data.archive import FeatureArchive, read_int_vectors
 from asr_hf.data.features import FeatureOptions
 from asr_hf.data.fingerprint import write_fingerprint
-from asr_hf.data.kaldi_dir import write_speakers, write_transcripts
 from asr_hf.errors import InputError, OptionError
 from asr_hf.hmm.model import HmmModel
 from asr_hf.hmm.workers import Workers
@@ -52,25 +50,6 @@ def common(corpus: Path) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def dev(tiny_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """FEATS that no run trains on: the held-out features under other names, by two speakers, with alignments `ali`.
-
-    Every pdf is a word, said as often as the alignment changes.
-    """
-    root = tmp_path_factory.mktemp("dev")
-    shutil.copy(tiny_corpus / "heldout" / "features.json", root)
-    (root / "ali").mkdir()
-    shutil.copy(tiny_corpus / "ali" / "hmm.json", root / "ali")
-    archive, pdfs = FeatureArchive(tiny_corpus / "heldout/feats.scp"), read_int_vectors(tiny_corpus / "ali/pdf.scp")
-    write_matrices(root / "feats", [(f"dev-{name}", archive[name] * 0.9) for name in archive])
-    write_int_vectors(root / "ali" / "pdf", [(f"dev-{name}", pdfs[name]) for name in archive])
-    words = {f"dev-{name}": tuple(f"w{pdf}" for pdf, _ in itertools.groupby(pdfs[name])) for name in archive}
-    write_transcripts(root / "text", words)
-    write_speakers(root, {name: f"speaker{number % 2}" for number, name in enumerate(words)})
-    return root
-
-
-@pytest.fixture(scope="module")
 def compared(tiny_corpus: Path, dev: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
     """OUT of a comparison of `hf` and `sgd`, and the command."""
     folder = tmp_path_factory.mktemp("cmp")
@@ -80,25 +59,6 @@ def compared(tiny_corpus: Path, dev: Path, tmp_path_factory: pytest.TempPathFact
     command = ["compare", str(folder / "out"), *files, *flags, *common(tiny_corpus)]
     run(command)
     return folder / "out", command
-
-
-@pytest.fixture(scope="module")
-def graph(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """GRAPH of the twelve words in any order; one costs 3 to enter."""
-    root = tmp_path_factory.mktemp("graph")
-    fst = kaldifst.StdVectorFst()
-    for _ in range(13):
-        fst.add_state()
-    fst.start = 0
-    for word in range(1, 13):
-        fst.add_arc(0, kaldifst.StdArc(word, word, 3.0, word))
-        fst.add_arc(word, kaldifst.StdArc(word, 0, 0.0, word))
-        fst.add_arc(word, kaldifst.StdArc(0, 0, 0.0, 0))
-        fst.set_final(word, 0.0)
-    fst.write(str(root / "HCLG.fst"))
-    (root / "words.txt").write_text("<eps> 0\n" + "".join(f"w{pdf} {pdf + 1}\n" for pdf in range(12)))
-    (root / "graph.json").write_text(json.dumps({"num_pdfs": 12}))
-    return root
 
 
 def measured(out: Path) -> dict:
@@ -277,7 +237,7 @@ def test_curves_of_a_log_by_hand() -> None:
 def test_a_bug_ends_it_and_a_refusal_names_the_folder(tiny_corpus: Path, tmp_path: Path, monkeypatch) -> None:
     file, budget = write_system(tmp_path, "sgd"), ["--seeds", "0", "--budget", "1"]
     command = ["compare", str(tmp_path / "out"), file, *budget, *common(tiny_corpus)]
-    monkeypatch.setattr("asr_hf.bench.compare_runs.dev_loss", lambda task: 1 / 0)
+    monkeypatch.setattr("asr_hf.bench.compare_runs.model_loss", lambda *task: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         run([*command, "--dev", f"{tiny_corpus}/heldout", "--dev-alignments", f"{tiny_corpus}/ali"])
     with pytest.raises(OptionError, match=r"sgd/trial-0 was begun with other options: model\.width"):

@@ -253,7 +253,11 @@ def test_the_command_measures_draws_and_joins(tmp_path: Path, capsys) -> None:
     page = tmp_path / "page.md"
     page.write_text("<!-- bench scaling:begin -->\n<!-- bench scaling:end -->\n")
     run(["bench", "table", str(joined), "--markdown", str(page)])
-    assert "EXTRAPOLATION" in page.read_text()
+    assert "EXTRAPOLATION: seconds to" in page.read_text()
+    capsys.readouterr()
+    run(["bench", "table", str(out), str(joined)])
+    drawn = capsys.readouterr().out
+    assert [drawn.count(text) for text in ("== scaling", "== joined", "constants", "EXTRAPOLATION")] == [1, 1, 2, 1]
 
 
 def test_a_launch_that_fails_says_what_it_said(tmp_path: Path) -> None:

@@ -133,7 +133,7 @@ def test_the_command_draws_comparisons_again(comparison, tmp_path: Path, capsys)
     with pytest.raises(InputError, match="same name"):
         run(["bench", "table", folds[0], folds[0]])
     (tmp_path / "other.json").write_text('{"unit": {}, "rows": []}')
-    with pytest.raises(InputError, match="only if they are comparisons"):
+    with pytest.raises(InputError, match="only if all are comparisons"):
         run(["bench", "table", folds[0], f"{tmp_path}/other.json"])
     (tmp_path / "other.json").write_text('{"systems": {"a": 3}}')
     with pytest.raises(InputError, match=r"other\.json holds nothing"):
@@ -146,8 +146,8 @@ def test_a_picture_for_markdown(comparison, tmp_path: Path) -> None:
     run(line)
     whole = ElementTree.parse(tmp_path / "cmp.svg").getroot()
     marks = [each for each in whole.iter() if each.tag.endswith("polygon")]
-    assert len(marks) == 6  # three systems by cost and by update
-    assert [float(x) for x in whole.get("viewBox").split()[2:]] == [920, 252]
+    assert len(marks) == 9  # three systems by cost, update and vectors
+    assert [float(x) for x in whole.get("viewBox").split()[2:]] == [1380, 252]
     run([*line, "--systems", "sgd,hf"])
     texts = [each.text for each in ElementTree.parse(tmp_path / "cmp.svg").iter() if each.tag.endswith("text")]
     assert texts[:2] == ["sgd", "hf"]
