@@ -213,12 +213,14 @@ def _scaling(args: argparse.Namespace) -> None:
         compared = _read(args.compare, "systems")
         subject = ",".join(map(str, args.subject))
         words = ["--measured FILE.json", f"--compare {args.compare.name}", f"--subject {subject}"]
+        words += [] if args.loss is None else [f"--loss {args.loss:g}"]
         found = time_to_loss(compared, Subject(*args.subject), machine, args.loss)
-        measured["time_to_loss"] = {"command": _command("scaling", words), **found}
+        (name,) = _by_name([args.compare])
+        measured.setdefault("time_to_loss", {})[name] = {"command": _command("scaling", words), **found}
     write_json(Path(args.out), measured)
     print(_drawn(measured)[1])
     if args.svg is not None:
-        write_text(args.svg, time_to_loss_picture(measured["time_to_loss"]))
+        write_text(args.svg, time_to_loss_picture(found))
 
 
 def _averages(args: argparse.Namespace) -> None:

@@ -17,8 +17,7 @@ def scaling_text(named: Mapping[str, Mapping[str, Any]]) -> str:
     for name, measured in named.items():
         parts += [f"== {name}"] * (len(named) > 1) + [_constants(measured), _rows(measured["rows"])]
     parts.append(_extrapolation(first["extrapolation"]))
-    if "time_to_loss" in first:
-        parts.append(_time_to_loss(first["time_to_loss"]))
+    parts += [_time_to_loss(name, found) for name, found in first.get("time_to_loss", {}).items()]
     return "\n\n".join(parts)
 
 
@@ -66,16 +65,20 @@ def _extrapolation(found: Mapping[str, Any]) -> str:
     )
 
 
-def _time_to_loss(found: Mapping[str, Any]) -> str:
-    text = [f"EXTRAPOLATION: seconds to a held-out loss of {found['loss']:.4f}, which {found['reference']} reaches"]
+def _time_to_loss(comparison: str, found: Mapping[str, Any]) -> str:
+    reached = [name for name, times in next(iter(found["systems"].values())).items() if times is not None]
+    others = [name for name in next(iter(found["systems"].values())) if name not in reached]
+    title = f"EXTRAPOLATION: seconds to a held-out loss of {found['loss']:.4f} in the comparison {comparison}"
+    text = [f"{title}; not reached with every seed by {', '.join(others)}" if others else title]
     shown = range(0, len(found["ranks"]), 2)
     for fabric, systems in found["systems"].items():
         lines = [(fabric, *(f"{found['ranks'][place]:,}" for place in shown))]
-        for name, times in systems.items():
-            lines.append((name, *("-" if times is None else f"{times[place]:.3g}" for place in shown)))
+        lines += [(name, *(f"{systems[name][place]:.3g}" for place in shown)) for name in reached]
         text += [aligned(lines, 1), ""]
     when: dict[tuple[str, str], dict[int | None, list[str]]] = {}
     for row in found["overtakes"]:
+        if row["system"] not in reached or row["rival"] not in reached:
+            continue
         when.setdefault((row["fabric"], row["rival"]), {}).setdefault(row["ranks"], []).append(row["system"])
     for (fabric, rival), systems_by_ranks in when.items():
         said = [
