@@ -116,10 +116,10 @@ for k in 1 2 3 4; do
 done
 stage 11 "chain HMMs, and TDNNs trained by cross-entropy" chain_start
 stage 12 "lattice-free MMI after cross-entropy" compare_lfmmi tdnn-lfmmi "$systems"/{,samples-,matrices-}lfmmi.yaml
-# batches up to the whole corpus: 20 epochs each, as their schedule says, in trials too
+# batches up to the whole corpus: as many epochs as their schedule says, in trials too
 reference=sgd_64 budgets="--budget 0 --trial-budget 0" wer_seeds=0,1,2
 stage 13 "large batches: TDNN from random weights" compare tdnn-batches an4_tdnn_small random "$systems"/batches.yaml
-stage 14 "large batches: lattice-free MMI after cross-entropy" compare_lfmmi lfmmi-batches "$systems"/batches.yaml
+stage 14 "large batches: lattice-free MMI after cross-entropy" compare_lfmmi lfmmi-batches "$systems"/batches-lfmmi.yaml
 stage 15 "averages of replicas: TDNN" averages tdnn "$dir/ali-dev" exp/an4/graph-tri \
   $(of exp/an4/fbank exp/an4/ali) model=an4_tdnn_small optimizer.minibatch_frames=800
 stage 16 "averages of replicas: lattice-free MMI" averages lfmmi "$dir/chain-dev" "$dir/graph-chain" \
