@@ -23,7 +23,7 @@ class FirstOrderOptions(ScheduleOptions):
     """What all first-order methods share."""
 
     minibatch_frames: int = option(256, "frames per minibatch")
-    minibatches_per_step: int = option(1, "minibatches per step; ranks beyond this number idle")
+    minibatches_per_step: int = option(1, "minibatches per step, fewer in an epoch's last; ranks beyond idle")
     weight_decay: float = option(0.0, "ω of the penalty ½ω‖θ‖² per frame")
     piece_frames: int = option(50, "frames of the pieces drawn of models that may be cut anywhere (TDNN)")
     constraint_steps: int = option(4, "steps between the semi-orthogonal steps of a TDNN-F")
@@ -200,7 +200,9 @@ class FirstOrder:
         newbob = options.schedule == "newbob"
         before, state.heldout = state.best_heldout, self._heldout(objective)
         gain = (before - state.heldout) / (abs(before) or 1.0) if math.isfinite(state.heldout) else -math.inf
-        steps = math.ceil(minibatches / (options.minibatches_per_step << state.halvings))
+        a_step = options.minibatches_per_step << state.halvings
+        steps, rest = math.ceil(minibatches / a_step), minibatches % a_step
+        last = f", the last of {rest} minibatches instead of {a_step}" if rest and steps > 1 else ""
         report = StepReport(
             state.update + 1,
             gain > 0 or not newbob,
@@ -208,7 +210,7 @@ class FirstOrder:
             state.heldout,
             state.norm_sum / max(1, steps),
             state.rate,
-            note=f"{steps} steps{self.remark()}",
+            note=f"{steps} steps{last}{self.remark()}",
         )
         if gain > 0:
             state.best, state.best_buffers = state.theta.clone(), state.buffers.clone()

@@ -34,7 +34,7 @@ class NlcgOptions(FirstOrderOptions):
 
     rate: float = option(0.5, "learning rate: of newbob at the start, of milestones after the warm-up")
     schedule: str = option("milestones", "newbob (halved once held-out loss gains little), or milestones (in advance)")
-    minibatches_per_step: int = option(16, "minibatches per step; ranks beyond this number idle")
+    minibatches_per_step: int = option(16, "minibatches per step, fewer in an epoch's last; ranks beyond idle")
     beta: str = option("fletcher_reeves", "fletcher_reeves or polak_ribiere")
     clip_beta: bool = option(True, "take β to [0, 1]: below it the direction restarts, above it does not grow")
     restart: int = option(0, "steps after which the direction restarts from the preconditioned gradient (0: never)")

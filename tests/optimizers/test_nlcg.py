@@ -240,6 +240,16 @@ def test_a_step_communicates_as_one_of_sgd(small_objective) -> None:
     assert ours.equivalents == theirs.equivalents
 
 
+@pytest.mark.parametrize(
+    ("a_step", "said"),
+    [(1, "15 steps"), (5, "3 steps"), (4, "4 steps, the last of 3 minibatches instead of 4"), (99, "1 steps")],
+)
+def test_a_row_says_how_short_the_last_step_was(small_objective, a_step: int, said: str) -> None:
+    objective, theta = small_objective(model=LAYERS)
+    row = SgdOptions(epochs=1, minibatch_frames=64, minibatches_per_step=a_step).start(theta, 0).step(objective)
+    assert row.note == said
+
+
 def test_impossible_options_and_states_are_refused() -> None:
     for options, name in (
         (lambda: NlcgOptions(beta="hestenes_stiefel"), r"optimizer\.beta"),
