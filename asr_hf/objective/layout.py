@@ -87,8 +87,8 @@ class Layout:
         return {s.name: vector_N[s.offset : s.offset + s.size].view(s.shape) for s in self.slots}
 
     def flatten(self, named: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """A flat vector (N,) from tensors by name."""
-        return torch.cat([named[slot.name].reshape(-1) for slot in self.slots])
+        """A flat vector (N,) from tensors by name; empty where there are none (buffers of many models)."""
+        return torch.cat([named[slot.name].reshape(-1) for slot in self.slots]) if self.slots else torch.empty(0)
 
     def to_json(self) -> list[dict[str, Any]]:
         return [{**asdict(slot), "shape": list(slot.shape)} for slot in self.slots]

@@ -70,6 +70,13 @@ def test_parameters_are_the_mean_of_the_members(averaged: Path) -> None:
     assert np.array_equal(mean["log_prior"], each[2]["log_prior"])
 
 
+def test_models_without_statistics_are_averaged_too(tiny_corpus: Path, tmp_path: Path) -> None:
+    run(tmp_path / "out", tiny_corpus, "model.norm=layer", replicas=2)
+    mean, each = tensors(tmp_path / "out"), [tensors(folder) for folder in members(tmp_path / "out", 2)]
+    for name in set(mean) - {"log_prior"}:
+        assert np.array_equal(mean[name], ((each[0][name].astype(np.float64) + each[1][name]) / 2).astype(np.float32))
+
+
 def test_statistics_are_those_of_a_pass_over_the_training_set(averaged: Path, tiny_corpus: Path) -> None:
     """By minibatches of 2,048 frames, each normalised with its own statistics on the way up."""
     found = {name: torch.from_numpy(value).double() for name, value in tensors(averaged).items()}
