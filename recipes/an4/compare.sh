@@ -77,12 +77,12 @@ compare_lfmmi() {
 }
 
 # averages NAME DEV_LABELS GRAPH OVERRIDE…: four replicas on small minibatches from each winner of SGD at 1/4 of the frames a step
-# (stages 13, 14): from seed 0 at four rates, from all seeds at the one whose average has the lowest loss on dev
+# (stages 13, 14): from seed 0 at six rates, from all seeds at the one whose average has the lowest loss on dev
 averages() {
   local out=$dir/$1-average start=$dir/$1-batches/sgd_4/seed judges="--dev exp/an4/fbank/dev --dev-alignments $2" rate best s
   local decode="--graph $3 --decode-dev exp/an4/fbank/dev --decode-test exp/an4/fbank/test --jobs $nj"
   $resume || rm -rf "$out"
-  for rate in 0.05 0.1 0.2 0.5; do
+  for rate in 0.01 0.02 0.05 0.1 0.2 0.5; do
     replicas "$out/rate-$rate-seed-0" "$start-0" 0 "$rate" "${@:4}"
   done
   asr-hf bench averages "$out"/rate-*-seed-0 --out "$out/rates.json" $judges
