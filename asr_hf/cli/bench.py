@@ -126,7 +126,8 @@ def _add_table(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--markdown", metavar="FILE",
-        help="rewrite the block between the markers 'bench SUBJECT' of FILE, of comparisons 'bench compare NAME+NAME…'",
+        help="rewrite the block between the markers 'bench SUBJECT' of FILE; of comparisons 'bench compare NAME+NAME…', of"
+        " averages 'bench averages NAME'",
     )  # fmt: skip
     parser.add_argument("--svg", type=Path, metavar="FILE", help="of one comparison: its held-out losses as a picture")
     parser.add_argument("--systems", type=_words, default=(), metavar="A,B,…", help="the curves of --svg (all)")
@@ -286,7 +287,9 @@ def _drawn_again(measured: dict[str, Any]) -> tuple[str, str]:
         return "scaling", scaling_text(measured)
     if len(measured) > 1:
         raise InputError("several files are drawn as one only if all are comparisons, or all of scaling", "Name one.")
-    return _drawn(*measured.values())
+    (name, content), *_ = measured.items()
+    subject, text = _drawn(content)
+    return f"averages {name}" if subject == "averages" else subject, text
 
 
 def _drawn(measured: dict[str, Any]) -> tuple[str, str]:

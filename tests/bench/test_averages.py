@@ -56,8 +56,12 @@ def test_every_model_is_judged(
             assert row["wer"] == kept
     text = capsys.readouterr().out
     assert str(tmp_path) not in out.read_text()
-    run(["bench", "table", str(out)])
-    assert capsys.readouterr().out.strip() in text
+    page = tmp_path / "page.md"
+    page.write_text("<!-- bench averages averages:begin -->\n<!-- bench averages averages:end -->\n")
+    run(["bench", "table", str(out), "--markdown", str(page)])
+    drawn = capsys.readouterr().out.strip()
+    assert drawn in text
+    assert drawn in page.read_text()
 
 
 def test_what_is_no_average_of_replicas_is_refused(
