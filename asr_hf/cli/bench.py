@@ -126,8 +126,8 @@ def _add_table(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--markdown", metavar="FILE",
-        help="rewrite the block between the markers 'bench SUBJECT' of FILE; of comparisons 'bench compare NAME+NAME…', of"
-        " averages 'bench averages NAME'",
+        help="rewrite the block between the markers 'bench SUBJECT' of FILE; of comparisons 'bench compare NAME+NAME…',"
+        " of averages 'bench averages NAME'",
     )  # fmt: skip
     parser.add_argument("--svg", type=Path, metavar="FILE", help="of one comparison: its held-out losses as a picture")
     parser.add_argument("--systems", type=_words, default=(), metavar="A,B,…", help="the curves of --svg (all)")
