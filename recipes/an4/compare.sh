@@ -127,5 +127,3 @@ stage 16 "averages of replicas: lattice-free MMI" averages lfmmi "$dir/chain-dev
 reference=hf budgets="--budget 20 --trial-budget 8" wer_seeds=0
 stage 17 "K-FAC, stochastic Hessian-free: DNN after an epoch of SGD" compare dnn-relatives an4_small warm "$systems"/relatives-warm.yaml
 stage 18 "structural damping: LSTM after an epoch of SGD" compare lstm-structural an4_lstm_small warm "$systems"/structural-warm.yaml
-reference=nlcg budgets="--budget 0 --trial-budget 0"
-stage 19 "the parts of nonlinear CG: TDNN from random weights" compare tdnn-nlcg an4_tdnn_small random "$systems"/nlcg-parts.yaml
