@@ -37,6 +37,7 @@ class NlcgOptions(FirstOrderOptions):
     minibatches_per_step: int = option(16, "minibatches per step, fewer in an epoch's last; ranks beyond idle")
     beta: str = option("fletcher_reeves", "fletcher_reeves or polak_ribiere")
     clip_beta: bool = option(True, "take β to [0, 1]: below it the direction restarts, above it does not grow")
+    clip_restarts: bool = option(False, "with clip_beta: above 1, too, the direction restarts (released code: no)")
     restart: int = option(0, "steps after which the direction restarts from the preconditioned gradient (0: never)")
     preconditioner: str = option("bfgs", "bfgs (a diagonal that learns from differences of gradients) or none")
     search: SearchOptions = field(default_factory=SearchOptions)
@@ -49,6 +50,8 @@ class NlcgOptions(FirstOrderOptions):
         require_choice("optimizer.preconditioner", self.preconditioner, ("bfgs", "none"))
         for name in ("restart", "lars"):
             require(getattr(self, name) >= 0, f"optimizer.{name}", getattr(self, name), "must not be negative")
+        fits = self.clip_beta or not self.clip_restarts
+        require(fits, "optimizer.clip_restarts", self.clip_restarts, "has no effect without optimizer.clip_beta")
         require(self.norm_factor > 0, "optimizer.norm_factor", self.norm_factor, "must be positive")
 
     def start(self, theta: torch.Tensor, seed: int) -> "Nlcg":
@@ -135,7 +138,7 @@ class Nlcg(FirstOrder):
         goes_on = state.moves > 0 and not (options.restart and state.moves % options.restart == 0)
         before = Direction(state.direction, state.residual, state.delta) if goes_on else None
         diagonal_N = state.diagonal if state.diagonal.numel() else None
-        found = next_direction(g_N, diagonal_N, before, options.beta, options.clip_beta)
+        found = next_direction(g_N, diagonal_N, before, options.beta, options.clip_beta, options.clip_restarts)
         state.clipped += options.clip_beta and not 0 <= found.beta <= 1
         state.direction, state.delta = found.d_N, found.delta
         if state.residual.numel():
@@ -168,6 +171,7 @@ class Nlcg(FirstOrder):
     def view(self) -> str:
         o, search = self.options, self.options.search
         clip = "clipped to [0, 1]" if o.clip_beta else "as it is"
+        clip += ", restarts above 1" if o.clip_restarts else ""
         return (
             f"{super().view()}\nβ of {o.beta} {clip}, preconditioner {o.preconditioner}, search {search.kind}, "
             f"LARS {o.lars:g}, factor of normalisations {o.norm_factor:g}"

@@ -39,21 +39,27 @@ class Direction:
 
 
 def next_direction(
-    g_N: torch.Tensor, diagonal_N: torch.Tensor | None, before: Direction | None, rule: str, clip: bool
+    g_N: torch.Tensor,
+    diagonal_N: torch.Tensor | None,
+    before: Direction | None,
+    rule: str,
+    clip: bool,
+    restarts: bool = False,
 ) -> Direction:
     """d = s + βd, with β by Fletcher and Reeves, δ/δ_old, or by Polak and Ribière, (δ − rᵀs_old)/δ_old.
 
     The clip takes β to the nearest number in [0, 1]. A negative β, which only Polak-Ribière can give, becomes 0: the
     direction restarts from s. One above 1, of a residual that has grown, becomes 1: the directions before are kept
-    and not blown up. Without it β is the formula's, and on a quadratic with exact steps the iterates are those of
-    linear conjugate gradients.
+    and not blown up; or it becomes 0, so that the direction restarts there, too. Without the clip β is the formula's,
+    and on a quadratic with exact steps the iterates are those of linear conjugate gradients.
 
     Args:
         g_N: the gradient.
         diagonal_N: D; None: s = r.
         before: the direction before; None: d = s.
         rule: of BETAS.
-        clip: whether β is clipped.
+        clip: whether β is clipped, as in the released code.
+        restarts: whether the clip takes a β above 1 to 0 and not to 1; not in the released code.
     """
     s_N = g_N.neg()
     if diagonal_N is not None:
@@ -63,7 +69,9 @@ def next_direction(
         return Direction(s_N, s_N, delta)
     growth = delta if rule == "fletcher_reeves" else delta + dot(g_N, before.s_N)
     beta = growth / before.delta
-    used = min(max(beta, 0.0), 1.0) if clip else beta
+    used = beta
+    if clip:
+        used = 0.0 if restarts and beta > 1.0 else min(max(beta, 0.0), 1.0)
     return Direction(torch.add(s_N, before.d_N, alpha=used), s_N, delta, beta)
 
 

@@ -24,22 +24,22 @@ A = BASIS @ np.diag(np.geomspace(1, 100, N)) @ BASIS.T  # so ill-conditioned tha
 B = RANDOM.normal(size=N)
 
 
-def nonlinear(rule: str, clip: bool, iterations: int) -> tuple[list[np.ndarray], list]:
+def nonlinear(rule: str, clip: bool, iterations: int, restarts: bool = False) -> tuple[list[np.ndarray], list]:
     """The iterates of NLCG with exact steps on ½xᵀAx − bᵀx, and its directions."""
     matrix, x, before = torch.from_numpy(A), torch.zeros(N, dtype=torch.float64), None
     iterates, directions = [], []
     for _ in range(iterations):
         g = matrix @ x - torch.from_numpy(B)
-        before = next_direction(g, None, before, rule, clip)
+        before = next_direction(g, None, before, rule, clip, restarts)
         x = x - before.d_N * (g @ before.d_N) / (before.d_N @ matrix @ before.d_N)
         iterates.append(x.numpy())
         directions.append(before)
     return iterates, directions
 
 
-def linear(iterations: int) -> list[np.ndarray]:
+def linear(iterations: int, start: np.ndarray | None = None) -> list[np.ndarray]:
     iterates: list[np.ndarray] = []
-    cg(A, B, rtol=0, atol=0, maxiter=iterations, callback=lambda x: iterates.append(x.copy()))
+    cg(A, B, start, rtol=0, atol=0, maxiter=iterations, callback=lambda x: iterates.append(x.copy()))
     return iterates
 
 
@@ -65,6 +65,21 @@ def test_the_clip_takes_a_beta_above_1_to_1_on_the_same_quadratic() -> None:
     for k, each in enumerate(clipped[1:], 1):
         part = each.d_N - each.s_N
         assert part.norm() <= clipped[k - 1].d_N.norm() * (1 + 1e-12)
+
+
+@pytest.mark.parametrize("rule", BETAS)
+def test_where_it_is_told_to_the_clip_restarts_above_1_on_the_same_quadratic(rule: str) -> None:
+    """From each β above 1 on, up to the next, the iterates are those of linear CG begun anew where that was met."""
+    iterates, directions = nonlinear(rule, True, 2 * N, restarts=True)
+    restarts = [k for k, each in enumerate(directions) if each.beta > 1]
+    assert restarts[0] == next(k for k, each in enumerate(nonlinear(rule, False, N)[1]) if each.beta > 1)
+    for k in restarts:
+        assert torch.equal(directions[k].d_N, directions[k].s_N)
+    bounds = [0, *restarts, 2 * N]
+    for begin, end in itertools.pairwise(bounds):
+        start = iterates[begin - 1] if begin else np.zeros(N)
+        for ours, theirs in zip(iterates[begin:end], linear(end - begin, start), strict=True):
+            np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-9)
 
 
 def test_a_negative_beta_of_polak_and_ribiere_restarts_the_direction() -> None:
@@ -200,6 +215,7 @@ VARIANTS = {
     "polak_ribiere": replace(FAST, beta="polak_ribiere", search=SearchOptions("online"), restart=4),
     "lars": replace(FAST, rate=10.0, lars=0.001, norm_factor=0.01, schedule="newbob"),
     "plain": replace(FAST, preconditioner="none", clip_beta=False, search=SearchOptions("none")),
+    "restarts": replace(FAST, clip_restarts=True),
     "whole": replace(FAST, minibatches_per_step=10**6, warmup=0.0),
 }
 LAYERS = DnnOptions(hidden_layers=1, width=16, activation="sigmoid", context=1, norm="layer")
@@ -256,6 +272,7 @@ def test_impossible_options_and_states_are_refused() -> None:
         (lambda: NlcgOptions(preconditioner="fisher"), r"optimizer\.preconditioner"),
         (lambda: NlcgOptions(restart=-1), r"optimizer\.restart"),
         (lambda: NlcgOptions(norm_factor=0.0), r"optimizer\.norm_factor"),
+        (lambda: NlcgOptions(clip_beta=False, clip_restarts=True), r"optimizer\.clip_restarts"),
         (lambda: SearchOptions("armijo"), r"optimizer\.search\.kind"),
         (lambda: SearchOptions(growth=0.5), r"optimizer\.search\.growth"),
         (lambda: SearchOptions(average=1.0), r"optimizer\.search\.average"),
