@@ -11,6 +11,7 @@ asr-hf bench table curvature.json --markdown docs/curvature.md          # draw a
 asr-hf bench table dnn.json --markdown docs/results/dnn.md    # of asr-hf compare: the block 'bench compare dnn'
 asr-hf bench table f1.json f2.json f3.json f4.json            # folds of one comparison, word errors pooled
 asr-hf bench table scaling.json scaling-1000.json             # ranks beside each other over several links
+asr-hf bench table dnn.json --reference adam                    # systems held against another than the comparison's own
 asr-hf bench table dnn.json --svg dnn.svg --systems hf,adam     # held-out loss by cost and by update
 
 Sizes of curvature: dnn 360-6x1024-2000 on 2048 frames, tdnn 6x512 on 32 x 150 frames, lstm 2x512 on 64 x 30 frames; one
@@ -34,7 +35,7 @@ from asr_hf.cli.train import GROUPS as RUN_GROUPS
 from asr_hf.decoding.output import write_json, write_text
 from asr_hf.errors import InputError
 from asr_hf.report.averages import averages_text
-from asr_hf.report.compare import compare_text
+from asr_hf.report.compare import compare_text, held_against
 from asr_hf.report.picture import compare_picture
 from asr_hf.report.scaling import scaling_text, time_to_loss_picture
 from asr_hf.report.tables import curvature_table, lfmmi_table, precision_table, replace_marked
@@ -129,6 +130,7 @@ def _add_table(parser: argparse.ArgumentParser) -> None:
         help="rewrite the block between the markers 'bench SUBJECT' of FILE; of comparisons 'bench compare NAME+NAME…',"
         " of averages 'bench averages NAME'",
     )  # fmt: skip
+    parser.add_argument("--reference", metavar="SYSTEM", help="of comparisons: what the others are held against")
     parser.add_argument("--svg", type=Path, metavar="FILE", help="of one comparison: its held-out losses as a picture")
     parser.add_argument("--systems", type=_words, default=(), metavar="A,B,…", help="the curves of --svg (all)")
 
@@ -259,6 +261,8 @@ def _table(args: argparse.Namespace) -> None:
     names = ", ".join(map(str, args.measured))
     try:
         measured = {name: json.loads(path.read_text("utf-8")) for name, path in _by_name(args.measured).items()}
+        if args.reference is not None:
+            measured = {name: held_against(content, args.reference) for name, content in measured.items()}
         subject, drawn = _drawn_again(measured)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{names} holds nothing that asr-hf measured ({error})", "Measure it.") from None
@@ -287,7 +291,7 @@ def _drawn_again(measured: dict[str, Any]) -> tuple[str, str]:
         return "scaling", scaling_text(measured)
     if len(measured) > 1:
         raise InputError("several files are drawn as one only if all are comparisons, or all of scaling", "Name one.")
-    (name, content), *_ = measured.items()
+    ((name, content),) = measured.items()
     subject, text = _drawn(content)
     return f"averages {name}" if subject == "averages" else subject, text
 

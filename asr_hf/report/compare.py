@@ -47,6 +47,15 @@ def compare_text(named: Mapping[str, Comparison]) -> str:
     return "\n\n".join(part for part in parts if part)
 
 
+def held_against(comparison: Comparison, reference: str) -> dict[str, Any]:
+    """The comparison with another system as its reference (InputError when it has none of that name)."""
+    systems = comparison.get("systems", {})
+    if reference not in systems:
+        remedy = f"Name one of {', '.join(systems)}." if systems else "Only a compare.json holds systems."
+        raise InputError(f"no system is called {reference}", remedy)
+    return {**comparison, "settings": {**comparison["settings"], "reference": reference}}
+
+
 def compare_page(title: str, comparison: Comparison) -> str:
     """The HTML page of one comparison: plots with a band over seeds for each system, and the tables."""
     systems = comparison["systems"]

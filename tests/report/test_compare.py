@@ -140,6 +140,19 @@ def test_the_command_draws_comparisons_again(comparison, tmp_path: Path, capsys)
         run(["bench", "table", f"{tmp_path}/other.json"])
 
 
+def test_the_command_holds_systems_against_another_reference(comparison, tmp_path: Path, capsys) -> None:
+    (tmp_path / "cmp.json").write_text(json.dumps(comparison))
+    run(["bench", "table", f"{tmp_path}/cmp.json", "--reference", "hf"])
+    text = capsys.readouterr().out
+    assert cells(text, "errors over", "sgd")[2].startswith("+5.00 [")
+    assert cells(text, "errors over", "hf")[2] == "-"
+    with pytest.raises(InputError, match="no system is called adam"):
+        run(["bench", "table", f"{tmp_path}/cmp.json", "--reference", "adam"])
+    (tmp_path / "other.json").write_text('{"unit": {}, "rows": []}')
+    with pytest.raises(InputError, match="no system is called hf"):
+        run(["bench", "table", f"{tmp_path}/other.json", "--reference", "hf"])
+
+
 def test_a_picture_for_markdown(comparison, tmp_path: Path) -> None:
     (tmp_path / "cmp.json").write_text(json.dumps(comparison))
     line = ["bench", "table", f"{tmp_path}/cmp.json", "--svg", f"{tmp_path}/cmp.svg"]
