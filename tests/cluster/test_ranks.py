@@ -5,6 +5,7 @@ SAME_BITS_UPDATES=25 pytest tests/cluster/test_ranks.py --timeout=0 -k any_numbe
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -77,26 +78,30 @@ def test_a_waiting_rank_sleeps(mpiexec) -> None:
 
 
 FAILING = """
-import sys
+import sys, time
 from asr_hf.cluster.launch import run_on_ranks
 from asr_hf.cluster.protocol import Command
 from asr_hf.cluster.ranks import all_ranks
 from asr_hf.errors import InputError
+
+def at_once(error):
+    print(f"failed at {time.monotonic()} s", flush=True)
+    return error
 
 def master():
     ranks = all_ranks()
     ranks.tell(Command.TASK, handle=1)
     ranks.broadcast_object("a task")
     if sys.argv[1] == "master":
-        raise ZeroDivisionError("a bug on the master")
+        raise at_once(ZeroDivisionError("a bug on the master"))
     ranks.meet()
 
 def prepare(task):
     if sys.argv[1] == "bug":
-        raise ZeroDivisionError("a bug on a worker")
+        raise at_once(ZeroDivisionError("a bug on a worker"))
     if sys.argv[1] == "master":
         all_ranks().meet()
-    raise InputError("features of utterance 'x' are missing", "Compute them.")
+    raise at_once(InputError("features of utterance 'x' are missing", "Compute them."))
 
 run_on_ranks(master, prepare)
 """
@@ -111,9 +116,9 @@ run_on_ranks(master, prepare)
     ],
 )
 def test_a_failing_rank_ends_the_run_with_its_reason(fault, status, said, mpiexec) -> None:
-    begin = time.monotonic()
     done = mpiexec(3, "-c", FAILING, fault)
-    assert time.monotonic() - begin < 10 + 10  # 10 s after the start of three interpreters
+    failed = min(float(each) for each in re.findall(r"failed at ([0-9.]+) s", done.stdout))
+    assert time.monotonic() - failed < 10  # the clock is the machine's, not a process's
     assert done.returncode == status, done.stderr
     assert said in done.stderr
     assert ("Traceback" in done.stderr) == (fault != "bad")
